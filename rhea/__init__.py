@@ -1,0 +1,1 @@
+"""Rhea: native multimodal next-token prediction."""
