@@ -1,7 +1,7 @@
 """Frozen keyword-only dataclasses to plain JSON values and back, strictly.
 
-Every run and checkpoint folder holds a ``config.json``. Reading one back never guesses: an unknown key, a missing key or
-a value of the wrong type is an error that names the path to it (``transformer.num_layers``).
+Every run and checkpoint folder holds a ``config.json``. Reading one back never guesses: an unknown key, a missing key
+or a value of the wrong type is an error that names the path to it (``transformer.num_layers``).
 """
 
 import dataclasses
@@ -89,7 +89,9 @@ def _sequence(origin: type, arguments: tuple[Any, ...], value: Any, path: str) -
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
             raise InputError(f"{path}: expected {len(arguments)} values, got {value!r}")
-        return tuple(_typed(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value)))
+        return tuple(
+            _typed(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True))
+        )
     return origin(_typed(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
 
 
