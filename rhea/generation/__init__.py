@@ -1,0 +1,1 @@
+"""Generation: from a prompt to pictures, answers and films, one token after the other."""
