@@ -1,0 +1,1 @@
+"""Single-device torch modules: the transformer and the vision tokenizer."""

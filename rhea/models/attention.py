@@ -1,0 +1,112 @@
+"""Causal grouped-query attention over whole rows, packed documents or a cache, through torch's fused kernels.
+
+The decision that is not obvious: on CPU packed documents are attended one kernel call per document (exact, and several
+times faster than a dense mask); on other devices one dense mask serves all. Tests hold the two equal.
+GQA: arXiv 2305.13245; QK-norm: 2405.09818 (Chameleon), off in Emu3.
+
+Shapes: B rows, T query tokens, S key tokens, H heads, G key-value heads, K channels of one head, D = model channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rhea.models.layers import RMSNorm, Rotary, rotate
+
+if TYPE_CHECKING:
+    from rhea.models.kv_cache import KVCache
+    from rhea.models.transformer import TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visibility:
+    """Who may attend to whom in one forward; made once, used by every layer."""
+
+    causal: bool
+    """Each token sees itself and those before it (its document only, if ``documents`` is given)."""
+    documents: tuple[int, ...] | None = None
+    """Lengths of the packed documents in row-major order, for one kernel call per document."""
+    mask_B1TS: Tensor | None = None
+    """True where a query may see a key; replaces the two above."""
+
+
+def document_starts(document_ids_BT: Tensor) -> Tensor:
+    """Return for every token the index in its row of its document's first token, [B, T]."""
+    index_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
+    is_start = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    is_start[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    return torch.where(is_start, index_T, 0).cummax(1).values
+
+
+def document_visibility(document_ids_BT: Tensor) -> Visibility:
+    """Restrict causal attention to runs of equal document ids."""
+    starts_BT = document_starts(document_ids_BT)
+    index_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
+    if document_ids_BT.device.type != "cpu":
+        same_BTS = starts_BT[:, :, None] == starts_BT[:, None, :]
+        return Visibility(causal=False, mask_B1TS=(same_BTS & (index_T[:, None] >= index_T))[:, None])
+    firsts = (starts_BT == index_T).flatten().nonzero().flatten().tolist()
+    ends = [*firsts[1:], document_ids_BT.numel()]
+    return Visibility(causal=True, documents=tuple(end - first for first, end in zip(firsts, ends, strict=True)))
+
+
+def attend(
+    queries_BTHK: Tensor, keys_BSGK: Tensor, values_BSGK: Tensor, visibility: Visibility, dropout: float = 0.0
+) -> Tensor:
+    """Return softmax(q k / sqrt(K)) v, [B, T, H, K]; ``dropout`` falls on the attention probabilities."""
+    if visibility.documents is None:
+        return _attend(queries_BTHK, keys_BSGK, values_BSGK, visibility, dropout)
+    pieces = [x.flatten(0, 1)[None].split(visibility.documents, 1) for x in (queries_BTHK, keys_BSGK, values_BSGK)]
+    within = Visibility(causal=True)
+    outputs = [_attend(queries, keys, values, within, dropout) for queries, keys, values in zip(*pieces, strict=True)]
+    return torch.cat(outputs, 1).view_as(queries_BTHK)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, visibility: Visibility, dropout: float) -> Tensor:
+    output = F.scaled_dot_product_attention(
+        queries.transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=visibility.mask_B1TS,
+        dropout_p=dropout,
+        is_causal=visibility.causal and visibility.mask_B1TS is None,
+        enable_gqa=keys.shape[2] != queries.shape[2],
+    )
+    return output.transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Projections, optional QK-norm, rotary positions and the attention itself."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.dropout = config.dropout
+        query_dim, key_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, query_dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, key_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, key_dim, bias=False)
+        self.o_proj = nn.Linear(query_dim, config.dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotary, visibility: Visibility, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """Attend from x to itself, and to what ``cache`` holds for this ``layer``."""
+        queries, keys, values = (
+            projection(x_BTD).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        if cache is not None:
+            keys, values = cache.extend(layer, keys, values)
+        dropout = self.dropout if self.training else 0.0
+        return self.o_proj(attend(queries, keys, values, visibility, dropout).flatten(2))

@@ -1,0 +1,162 @@
+"""The one transformer: Llama-2 type, as in Emu3 (arXiv 2409.18869): RMSNorm, GQA, SwiGLU, RoPE, no biases, untied head.
+
+It serves training and generation alike (an optional cache argument, never a second model), and ``hidden`` and
+``logits`` are apart so that a caller computes only the rows of the head that it needs. Missing parts are tolerated
+(``embed_tokens``, ``norm``, ``lm_head`` set to None, layers removed), so that pipeline stages are this same class.
+
+Shapes: B rows, T tokens, D channels, V vocabulary rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rhea.errors import InputError
+from rhea.models.attention import Attention, Visibility, document_starts, document_visibility
+from rhea.models.kv_cache import KVCache
+from rhea.models.layers import FeedForward, RMSNorm, Rotary, rotary
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes and constants of the transformer."""
+
+    vocab_size: int
+    """Rows of the embedding and of the head."""
+    dim: int
+    """Channels of the residual stream."""
+    num_layers: int
+    """Decoder layers."""
+    num_heads: int
+    """Query heads."""
+    num_kv_heads: int
+    """Key-value heads; divides num_heads."""
+    head_dim: int
+    """Channels of one head; even."""
+    ffn_dim: int
+    """Channels inside the feed-forward."""
+    max_seq_len: int
+    """Longest context that the model was made for; the model itself does not enforce it."""
+    rope_theta: float = 1e6
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-5
+    """Epsilon of every RMSNorm."""
+    dropout: float = 0.0
+    """Emu3 trains with 0.1: on the embedding's output, the attention probabilities and both residual branches."""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys of each head; off in Emu3."""
+    init_std: float = 0.02
+    """Standard deviation of every matrix at initialisation."""
+    pad_id: int | None = None
+    """This row of the embedding starts as zeros."""
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        if self.head_dim % 2:
+            raise InputError(f"head_dim {self.head_dim} is odd; rotary positions need an even one")
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = FeedForward(config.dim, config.ffn_dim)
+
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotary, visibility: Visibility, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """Return the residual stream after this layer."""
+        attended = self.attention(self.attention_norm(x_BTD), rotation, visibility, cache, layer)
+        x_BTD = x_BTD + F.dropout(attended, self.dropout, self.training)
+        return x_BTD + F.dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """Token ids in, logits out. Call ``init_weights`` (or load a checkpoint) before use."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens: nn.Embedding | None = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm: RMSNorm | None = RMSNorm(config.dim, config.norm_eps)
+        self.lm_head: nn.Linear | None = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def hidden(
+        self,
+        token_ids_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        document_ids_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return the states after the final norm, [B, T, D].
+
+        Without ``embed_tokens`` the input is taken as states [B, T, D]. ``document_ids_BT``: runs of equal ids are
+        packed documents, which never see one another; positions count from each document's start unless given.
+        ``cache``: the tokens continue its rows and are added to it; not together with documents.
+        """
+        assert cache is None or document_ids_BT is None, "a cache holds one document per row"
+        rows, num_tokens = token_ids_BT.shape[:2]
+        if cache is not None:
+            cached_positions_BT, visibility = cache.begin(num_tokens)
+            positions_BT = cached_positions_BT if positions_BT is None else positions_BT
+        elif document_ids_BT is not None:
+            visibility = document_visibility(document_ids_BT)
+        else:
+            visibility = Visibility(causal=True)
+        if positions_BT is None:
+            positions_BT = torch.arange(num_tokens, device=token_ids_BT.device).expand(rows, num_tokens)
+            if document_ids_BT is not None:
+                positions_BT = positions_BT - document_starts(document_ids_BT)
+        x_BTD = token_ids_BT if self.embed_tokens is None else self.embed_tokens(token_ids_BT)
+        if self.embed_tokens is not None:
+            x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
+        rotation = rotary(positions_BT, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
+        for index, layer in enumerate(self.layers):
+            x_BTD = layer(x_BTD, rotation, visibility, cache, index)
+        if cache is not None:
+            cache.finish()
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def logits(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return float32 logits [..., V] of the vocabulary rows [start, stop); the states themselves without a head."""
+        if self.lm_head is None:
+            return x
+        return F.linear(x, self.lm_head.weight[start:stop]).float()
+
+    def forward(
+        self,
+        token_ids_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        document_ids_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return the logits of every token, [B, T, V]; see ``hidden``."""
+        x_BTD = self.hidden(token_ids_BT, positions_BT=positions_BT, document_ids_BT=document_ids_BT, cache=cache)
+        return self.logits(x_BTD)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> None:
+        """Draw every matrix from normal(0, init_std), zero the pad row, set norms to 1; the seed decides all values."""
+        for parameter in self.parameters():
+            if parameter.is_meta:
+                raise InputError("init_weights: the model is on the meta device; call to_empty(device=...) first")
+        device = next(self.parameters()).device
+        generator = torch.Generator(device).manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, self.config.init_std, generator=generator)
+        if self.embed_tokens is not None and self.config.pad_id is not None:
+            self.embed_tokens.weight[self.config.pad_id] = 0.0
