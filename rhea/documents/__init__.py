@@ -1,0 +1,1 @@
+"""Documents, the one grammar that writes them as tokens, and packing them into rows for training."""
