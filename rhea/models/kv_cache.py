@@ -64,6 +64,12 @@ class KVCache:
             layer[target, :length] = layer[source, :length]
         self.lengths[target] = length
 
+    def keep_rows(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order."""
+        for index, layer in enumerate(self.layers):
+            self.layers[index] = layer[torch.tensor(rows, device=layer.device)]
+        self.lengths = [self.lengths[row] for row in rows]
+
     def begin(self, num_tokens: int) -> tuple[Tensor, Visibility]:
         """Open a forward of ``num_tokens`` more tokens per row: return positions [B, T] and who sees whom."""
         if self.length + num_tokens > self.max_len:
