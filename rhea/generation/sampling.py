@@ -1,7 +1,7 @@
 """From logits to a token, as pure functions: guidance, temperature, top-k, top-p, and a draw by the Gumbel-max rule.
 
 The decision that is not obvious: noise does not come from a generator with a state, it is a hash (SplitMix64, Steele,
-Lea and Flood 2014) of (seed, sample index, position, token id). So a sample is the same alone or in any batch, whichever
+Lea and Flood 2014) of (seed, sample index, position, token id). So a sample is the same alone or in a batch, whichever
 part of the vocabulary was computed, and a later decoder that drafts several positions at once can be held to the very
 same tokens.
 """
