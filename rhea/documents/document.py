@@ -1,7 +1,7 @@
 """A document is a tuple of text, image and video segments: every task is one, with a prompt part and a target part.
 
-Segments hold pixels or codes, never both on purpose: ``Document.encoded(codec)`` turns the first into the second, and
-only codes can be written as tokens. Arrays make equality ambiguous, so segments compare by identity.
+Visual segments hold pixels or codes: ``Document.encoded(codec)`` turns the first into the second, and only codes can be
+written as tokens. Arrays make equality ambiguous, so segments compare by identity.
 """
 
 import math

@@ -71,11 +71,11 @@ class Vocabulary:
         )
 
     def vision_id(self, code: Any) -> Any:
-        """Return the token id of a code; integers and arrays of any library. The caller has checked the range."""
+        """Return the token id of a code; ints and arrays of any library. The caller has checked the range."""
         return code + self.vision.start
 
     def code(self, token_id: Any) -> Any:
-        """Return the code of a visual token id; integers and arrays of any library. The caller has checked the range."""
+        """Return the code of a visual token id; ints and arrays of any library. The caller has checked the range."""
         return token_id - self.vision.start
 
     def is_text(self, token_id: Any) -> Any:
