@@ -57,7 +57,7 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     if origin in (Union, types.UnionType):
         return _first_fitting(arguments, value, path)
     if origin is Literal:
-        if value not in arguments:
+        if not any(type(value) is type(allowed) and value == allowed for allowed in arguments):  # True == 1 in Python
             raise InputError(f"{path}: {value!r} is not one of {list(arguments)}")
         return value
     if origin in (tuple, list):

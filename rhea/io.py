@@ -16,8 +16,10 @@ from rhea.errors import InputError
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes ``path``, on any error nothing is left behind."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: a folder of that name exists")
+    with _writable(target):
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:100]}.", suffix=target.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -26,6 +28,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
+        _flush_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -33,9 +36,11 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder; on success it replaces ``path``, on any error nothing changes."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    target = Path(os.path.abspath(path))  # "." and ".." have no name of their own to rename
+    if target.exists() and not target.is_dir():
+        raise InputError(f"cannot write the folder {target}: a file of that name exists")
+    with _writable(target):
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:100]}."))
     try:
         yield temporary
         for written in temporary.rglob("*"):
@@ -44,14 +49,43 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         temporary.chmod(0o777 & ~_umask())
         if target.exists():
-            retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-            target.rename(retired / target.name)
-            temporary.rename(target)
-            shutil.rmtree(retired)
+            _replace_folder(target, temporary)
         else:
             temporary.rename(target)
+        _flush_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(target: Path, temporary: Path) -> None:
+    retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:100]}.old."))
+    target.rename(retired / target.name)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        (retired / target.name).rename(target)
+        retired.rmdir()
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writable(target: Path) -> Iterator[None]:
+    """Make the parent folder; a path that cannot be written to is the user's to correct."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:
@@ -72,5 +106,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
