@@ -1,0 +1,1 @@
+"""Learning: one loop, two tasks behind one protocol, checkpoints that resume bitwise."""
