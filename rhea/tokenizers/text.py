@@ -146,7 +146,7 @@ def _without_added_tokens(specification: dict[str, Any]) -> dict[str, Any]:
     if added and model.get("merges"):
         pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
         model["merges"] = [list(pair) for pair in pairs if not added & {*pair, "".join(pair)}]
-    plain = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    plain: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     return {**specification, **plain, "model": model}
 
 
