@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rhea.errors import InputError
+from rhea.training.task import prefixed
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -47,7 +48,7 @@ class WeightAverage:
 
     def state_tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return the average as ``{prefix}{parameter name}``."""
-        return {f"{prefix}{name}": tensor for name, tensor in self.tensors.items()}
+        return prefixed(prefix, self.tensors)
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: dict[str, Tensor], prefix: str, updates: int) -> None:

@@ -7,7 +7,6 @@ checkpoint, so the file of an interrupted run reads as if it had never been inte
 import json
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ class MetricsLog:
         self._total_steps = total_steps
         self._means: dict[str, Mean] = {}
         self._seen = 0
-        self._pending_count, self._pending_since = 0, time.monotonic()
+        self._pending_count, self._pending_seconds = 0, 0.0
         self._progress: Progress | None = None
         self._writer: Any = None
         self._tensorboard = folder / "tensorboard" if tensorboard else None
@@ -45,7 +44,6 @@ class MetricsLog:
             self._progress = Progress(*columns, console=console())
             self._progress.add_task("", total=self._total_steps, completed=step, line="")
             self._progress.start()
-        self._pending_since = time.monotonic()
 
     def close(self) -> None:
         """Flush and close everything; harmless twice."""
@@ -62,17 +60,17 @@ class MetricsLog:
         self._seen += count
         self._pending_count += count
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar."""
+    def advance(self, step: int, seconds: float) -> None:
+        """Count the time of a step (pictures and checkpoints are not part of the speed) and move the progress bar."""
+        self._pending_seconds += seconds
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step)
 
     def write(self, step: int) -> dict[str, float]:
         """Log and clear the means summed since the last call, and return them."""
-        seconds = time.monotonic() - self._pending_since
         line = {name: value for name, value in self._values().items() if value is not None}
         line[self.unit] = self._seen
-        line[f"{self.unit}_per_second"] = self._pending_count / max(seconds, 1e-9)
+        line[f"{self.unit}_per_second"] = self._pending_count / max(self._pending_seconds, 1e-9)
         self._means = {}
         self.record(step, line)
         text = _summary(line, self.unit)
@@ -80,7 +78,7 @@ class MetricsLog:
             self._progress.update(self._progress.task_ids[0], completed=step, line=text)
         else:
             console().print(f"step {step}/{self._total_steps}  {text}", highlight=False, soft_wrap=True)
-        self._pending_count, self._pending_since = 0, time.monotonic()
+        self._pending_count, self._pending_seconds = 0, 0.0
         return line
 
     def record(self, step: int, line: dict[str, float]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rhea.errors import InputError
 
@@ -37,6 +37,22 @@ class TaskState:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names start with ``prefix``, without it."""
+        return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
+
+    def load_module(self, module: nn.Module, prefix: str) -> None:
+        """Copy the tensors under ``prefix`` into a module; raise InputError if they are another module's."""
+        try:
+            module.load_state_dict(self.group(prefix))
+        except RuntimeError as error:
+            raise InputError(f"the checkpoint is of another {type(module).__name__}: {error}") from error
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with ``prefix`` before every name."""
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 class Task(Protocol):

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,9 @@ class Trainer:
         try:
             with self._signals():
                 while self.step < self.config.total_steps and self._stop_signal is None:
+                    started = time.monotonic()
                     self._update()
+                    self._log.advance(self.step, time.monotonic() - started)
                     self._after_update()
                 if self._saved_step != self.step:
                     self._checkpoint()
@@ -107,7 +110,6 @@ class Trainer:
         self.step += 1
 
     def _after_update(self) -> None:
-        self._log.advance(self.step)
         last = self.step == self.config.total_steps
         if last or self.step % self.config.log_every == 0:
             self._log.write(self.step)

@@ -32,7 +32,7 @@ from rhea.models.vision.quantizer import Quantized
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.training.average import WeightAverage, averaged
 from rhea.training.optimizer import Optimizer, OptimizerConfig, require_finite
-from rhea.training.task import Mean, TaskState
+from rhea.training.task import Mean, TaskState, prefixed
 
 CODEBOOK = "quantize.embedding.weight"
 
@@ -162,26 +162,26 @@ class VisionTokenizerTask:
 
     def state(self) -> TaskState:
         """Return the state of both networks, both optimizers, the weight average and the codebook's counters."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = prefixed("model.", self.model.state_dict())
         tensors |= self.optimizer.state_tensors("optimizer.")
-        tensors |= {f"codebook.{name}": tensor for name, tensor in self.codebook.state_dict().items()}
+        tensors |= prefixed("codebook.", self.codebook.state_dict())
         if self.average is not None:
             tensors |= self.average.state_tensors("average.")
         if self.discriminator is not None:
-            tensors |= {f"discriminator.{name}": tensor for name, tensor in self.discriminator.state_dict().items()}
+            tensors |= prefixed("discriminator.", self.discriminator.state_dict())
             tensors |= self.discriminator_optimizer.state_tensors("discriminator_optimizer.")
         return TaskState(tensors=tensors, values={"updates": self.updates})
 
     def load_state(self, state: TaskState) -> None:
         """Continue from ``state()``; raise InputError if it is another model's."""
-        _load_module(self.model, state.tensors, "model.")
+        state.load_module(self.model, "model.")
         self.optimizer.load_state_tensors(state.tensors, "optimizer.")
-        self.codebook.load_state_dict(_stripped(state.tensors, "codebook."))
+        self.codebook.load_state_dict(state.group("codebook."))
         self.updates = state.values["updates"]
         if self.average is not None:
             self.average.load_state_tensors(state.tensors, "average.", self.updates)
         if self.discriminator is not None:
-            _load_module(self.discriminator, state.tensors, "discriminator.")
+            state.load_module(self.discriminator, "discriminator.")
             self.discriminator_optimizer.load_state_tensors(state.tensors, "discriminator_optimizer.")
 
     @contextlib.contextmanager
@@ -289,14 +289,3 @@ class VisionTokenizerTask:
 
 def _frames(pixels: Tensor) -> Tensor:
     return pixels if pixels.ndim == 4 else pixels.flatten(0, 1)
-
-
-def _stripped(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _load_module(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    try:
-        module.load_state_dict(_stripped(tensors, prefix))
-    except RuntimeError as error:
-        raise InputError(f"the checkpoint is of another {type(module).__name__}: {error}") from error
