@@ -99,7 +99,7 @@ class Constraint:
         written = self._frame * (height * (width + 1) + 1) + self._row * (width + 1) + self._column
         return frames * (height * (width + 1) + 1) - written
 
-    def start(self, prompt_ids: Sequence[int]) -> "Constraint":
+    def start(self, prompt_ids: Sequence[int] | np.ndarray) -> "Constraint":
         """Enter the state after a prompt, wherever it ends; return self, or raise InputError if nothing can follow.
 
         Only an image that the prompt leaves open is looked into; complete ones and text are skipped.

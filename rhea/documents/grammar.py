@@ -120,7 +120,9 @@ class Grammar:
             pieces.append(self._grid_ids(given).reshape(-1))
         return np.concatenate(pieces)
 
-    def parse(self, token_ids: Sequence[int], on_error: Literal["raise", "whole_rows"] = "raise") -> Document:
+    def parse(
+        self, token_ids: Sequence[int] | np.ndarray, on_error: Literal["raise", "whole_rows"] = "raise"
+    ) -> Document:
         """Read ids back into a document with codes; trailing pads are ignored.
 
         What does not follow the grammar raises InputError that says what and where. With ``whole_rows``, an image
@@ -129,7 +131,7 @@ class Grammar:
         """
         return Parser(self.vocabulary, self.text_tokenizer, self.temporal_factor, on_error).parse(token_ids)
 
-    def may_cut(self, token_ids: Sequence[int]) -> np.ndarray:
+    def may_cut(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return bool [tokens]: whether packing may begin a new row at this token, so never inside an image."""
         ids = np.asarray(token_ids)
         order = np.arange(1, len(ids) + 1)

@@ -33,7 +33,7 @@ class Parser:
         self.temporal_factor = temporal_factor
         self.strict = on_error == "raise"
 
-    def parse(self, token_ids: Sequence[int]) -> Document:
+    def parse(self, token_ids: Sequence[int] | np.ndarray) -> Document:
         ids = self._checked(token_ids)
         self._segments: list[Segment] = []
         self._text: list[int] = []
@@ -62,7 +62,7 @@ class Parser:
                 self._segments.append(replace(last, ends_turn=False))
         return Document(tuple(self._segments), bos=bos, eos=eos)
 
-    def _checked(self, token_ids: Sequence[int]) -> list[int]:
+    def _checked(self, token_ids: Sequence[int] | np.ndarray) -> list[int]:
         array = np.asarray(token_ids if len(token_ids) else np.zeros(0, dtype=np.int64))
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
             raise InputError(f"token ids must be a list of integers, got {array.dtype} of shape {array.shape}")
