@@ -1,0 +1,151 @@
+"""Edits: a scene, an instruction in words, and the scene that follows from it with everything else left as it was."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rhea.errors import InputError
+from rhea.worlds.shapes.grader import distance, same_scene
+from rhea.worlds.shapes.language import CHINESE, Language, Selector, finish, pick
+from rhea.worlds.shapes.scene import (
+    CANVAS,
+    COLOURS,
+    MAX_OBJECTS,
+    SHAPES,
+    SIZES,
+    STILL_GAP,
+    HeldOut,
+    Kind,
+    Scene,
+    ShapeObject,
+    allowed_kinds,
+    bounding_radius,
+    centre_bounds,
+    sample_scene,
+)
+
+OPERATIONS = ("recolour", "reshape", "resize", "remove", "add")
+_ATTRIBUTES: dict[str, tuple[str, Sequence[str]]] = {
+    "recolour": ("colour", tuple(COLOURS)),
+    "reshape": ("shape", tuple(SHAPES)),
+    "resize": ("size", tuple(SIZES)),
+}
+_PHRASINGS: dict[tuple[str, Language], tuple[str, ...]] = {
+    ("recolour", "en"): ("make {0} {1}", "change the colour of {0} to {1}", "paint {0} {1}"),
+    ("recolour", "zh"): ("把{0}变成{1}", "将{0}的颜色改为{1}"),
+    ("reshape", "en"): ("turn {0} into a {1}", "change {0} to a {1}"),
+    ("reshape", "zh"): ("把{0}变成{1}", "将{0}的形状改为{1}"),
+    ("resize", "en"): ("make {0} {1}", "change the size of {0} to {1}"),
+    ("resize", "zh"): ("把{0}变{1}", "将{0}的大小改为{1}"),
+    ("remove", "en"): ("remove {0}", "delete {0}", "take {0} away"),
+    ("remove", "zh"): ("去掉{0}", "把{0}删除"),
+    ("add", "en"): ("add {0}", "put {0} into the picture"),
+    ("add", "zh"): ("加上{0}", "在图中添加{0}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What was, what is asked for, and what must come out."""
+
+    operation: str
+    source: Scene
+    instruction: str
+    target: Scene
+
+    def is_right(self, objects: Sequence[ShapeObject], *, tolerance: float = 2.0) -> bool:
+        """Grade the objects of an edited picture: the right kinds, each where it was, to ``tolerance`` pixels.
+
+        An added object may be anywhere, because the instruction does not say where.
+        """
+        if self.operation != "add":
+            return same_scene(objects, self.target, tolerance=tolerance)
+        added = self.target.objects[-1].kind
+        rest = [thing for thing in objects if thing.kind != added]
+        return len(rest) == len(objects) - 1 and same_scene(rest, self.source, tolerance=tolerance)
+
+
+def sample_edit(
+    rng: np.random.Generator,
+    language: Language,
+    *,
+    operation: str | None = None,
+    num_objects: int | None = None,
+    held_out: HeldOut = "exclude",
+    canvas: int = CANVAS,
+) -> Edit:
+    """Draw a scene and an edit of it; every operation is equally frequent unless one is given."""
+    if operation is not None and operation not in OPERATIONS:
+        raise InputError(f"edit {operation!r}; known are {list(OPERATIONS)}")
+    operation = operation or pick(rng, OPERATIONS)
+    while True:
+        scene = sample_scene(rng, num_objects=num_objects, held_out=held_out, canvas=canvas)
+        edit = edit_scene(rng, scene, operation, language, held_out=held_out)
+        if edit is not None:
+            return edit
+        if num_objects in _IMPOSSIBLE.get(operation, ()):
+            raise InputError(f"edit {operation!r} is impossible for scenes of {num_objects} objects")
+
+
+_IMPOSSIBLE = {"remove": (1,), "add": (MAX_OBJECTS,)}
+"""An empty picture and a fifth object do not exist in this world."""
+
+
+def edit_scene(
+    rng: np.random.Generator, scene: Scene, operation: str, language: Language, *, held_out: HeldOut = "exclude"
+) -> Edit | None:
+    """Draw an edit of the given scene; None where the operation is impossible or would crowd the scene."""
+    count = len(scene.objects)
+    if count in _IMPOSSIBLE.get(operation, ()):
+        return None
+    allowed = [kind for kind in allowed_kinds(held_out) if kind not in scene.kinds]
+    if operation == "add":
+        return _add(rng, scene, allowed, language)
+    index = int(rng.integers(count))
+    thing = scene.objects[index]
+    others = scene.objects[:index] + scene.objects[index + 1 :]
+    if operation == "remove":
+        name = _name(rng, thing.kind, scene.kinds).definite(language)
+        target = replace(scene, objects=others)
+        return _edit(rng, operation, scene, target, language, name)
+    attribute, values = _ATTRIBUTES[operation]
+    value = pick(rng, [value for value in values if value != getattr(thing.kind, attribute)])
+    changed = replace(thing, kind=thing.kind._replace(**{attribute: value}))
+    if changed.kind not in allowed or not _fits(changed, others, scene.canvas):
+        return None
+    name = _name(rng, thing.kind, scene.kinds).definite(language)
+    target = replace(scene, objects=(*scene.objects[:index], changed, *scene.objects[index + 1 :]))
+    return _edit(rng, operation, scene, target, language, name, CHINESE[value] if language == "zh" else value)
+
+
+def _add(rng: np.random.Generator, scene: Scene, allowed: Sequence[Kind], language: Language) -> Edit | None:
+    kind = allowed[int(rng.integers(len(allowed)))]
+    low, high = centre_bounds(kind, scene.canvas)
+    for x, y in rng.integers(int(np.ceil(low)), int(high) + 1, size=(16, 2)).tolist():
+        thing = ShapeObject(kind=kind, x=float(x), y=float(y))
+        if _fits(thing, scene.objects, scene.canvas):
+            target = replace(scene, objects=(*scene.objects, thing))
+            return _edit(rng, "add", scene, target, language, Selector(*kind).indefinite(language))
+    return None
+
+
+def _edit(
+    rng: np.random.Generator, operation: str, source: Scene, target: Scene, language: Language, *names: str
+) -> Edit:
+    text = finish(rng, pick(rng, _PHRASINGS[operation, language]).format(*names), language)
+    return Edit(operation=operation, source=source, instruction=text, target=target)
+
+
+def _fits(thing: ShapeObject, others: Sequence[ShapeObject], canvas: int) -> bool:
+    low, high = centre_bounds(thing.kind, canvas)
+    radius = bounding_radius(thing.kind, canvas) + STILL_GAP
+    inside = low <= min(thing.x, thing.y) and max(thing.x, thing.y) <= high
+    return inside and all(distance(thing, other) >= radius + bounding_radius(other.kind, canvas) for other in others)
+
+
+def _name(rng: np.random.Generator, kind: Kind, kinds: Sequence[Kind]) -> Selector:
+    """Draw a name that fits this object alone: its shape, its colour and shape, or all; the last always does."""
+    options = [Selector(shape=kind.shape), Selector(colour=kind.colour, shape=kind.shape), Selector(*kind)]
+    options = [name for name in options if name.count(kinds) == 1]
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,273 @@
+"""The world in words, English and Chinese: names of objects, captions of pictures and films, and captions read back.
+
+A caption carries what it claims beside its text, so a generated picture or film is graded against the claims and never
+against the text. Claims are unambiguous: an order or a relation is only stated where the centres are
+RELATION_MARGIN pixels apart, and a size is only left out where colour and shape already tell the objects apart.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import atan2, pi
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from rhea.worlds.shapes.films import Film
+from rhea.worlds.shapes.scene import COLOURS, SHAPES, SIZES, Kind, Scene, ShapeObject
+
+Language = Literal["en", "zh"]
+Style = Literal["plain", "sizeless", "ordered", "related"]
+
+RELATION_MARGIN = 4.0
+"""Least difference in x or y, in pixels, of which left, right, above and below are said."""
+
+CHINESE = {
+    **dict(zip(COLOURS, ("红色", "绿色", "蓝色", "黄色", "紫色", "橙色", "青色", "黑色"), strict=True)),
+    **dict(zip(SHAPES, ("圆形", "正方形", "三角形", "星形", "十字形", "圆环"), strict=True)),
+    **dict(zip(SIZES, ("小", "大"), strict=True)),
+    **{"left": "左边", "right": "右边", "above": "上面", "below": "下面"},
+}
+RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
+DIRECTIONS = {
+    "right": ("to the right", "向右"),
+    "down right": ("down and to the right", "向右下"),
+    "down": ("down", "向下"),
+    "down left": ("down and to the left", "向左下"),
+    "left": ("to the left", "向左"),
+    "up left": ("up and to the left", "向左上"),
+    "up": ("up", "向上"),
+    "up right": ("up and to the right", "向右上"),
+}
+"""Clockwise from the positive x axis, an eighth of a turn each."""
+
+
+class Selector(NamedTuple):
+    """Some of an object's attributes; None stands for any."""
+
+    colour: str | None = None
+    shape: str | None = None
+    size: str | None = None
+
+    def matches(self, kind: Kind) -> bool:
+        """Tell whether the kind has all the attributes that are named."""
+        return all(mine is None or mine == other for mine, other in zip(self, kind, strict=True))
+
+    def count(self, kinds: Iterable[Kind]) -> int:
+        """Return how many of the kinds match."""
+        return sum(self.matches(kind) for kind in kinds)
+
+    def name(self, language: Language) -> str:
+        """Return the noun phrase without an article: "small red circle", "red object", "红色小圆形", "红色物体"."""
+        if language == "zh":
+            parts = (self.colour and CHINESE[self.colour], self.size and CHINESE[self.size])
+            return "".join(part for part in parts if part) + (CHINESE[self.shape] if self.shape else "物体")
+        return " ".join(part for part in (self.size, self.colour, self.shape or "object") if part)
+
+    def indefinite(self, language: Language) -> str:
+        """Return the phrase that introduces the object: "a small red circle", "一个红色小圆形"."""
+        name = self.name(language)
+        if language == "zh":
+            return f"一个{name}"
+        return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+    def definite(self, language: Language) -> str:
+        """Return the phrase that points at the object: "the small red circle", "红色小圆形"."""
+        return self.name(language) if language == "zh" else f"the {self.name(language)}"
+
+
+class Relation(NamedTuple):
+    """The claim that the first object is left of, right of, above or below the second."""
+
+    first: Selector
+    word: str
+    second: Selector
+
+    def holds(self, objects: Sequence[ShapeObject], margin: float = 0.0) -> bool:
+        """Tell whether it is true of objects that match, by more than ``margin`` pixels; false where one is missing."""
+        firsts = [thing for thing in objects if self.first.matches(thing.kind)]
+        seconds = [thing for thing in objects if self.second.matches(thing.kind)]
+        return any(offset(a, b, self.word) > margin for a in firsts for b in seconds)
+
+
+class Motion(NamedTuple):
+    """The claim that an object sets off in one of the eight DIRECTIONS."""
+
+    who: Selector
+    direction: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """A text and the claims that it makes."""
+
+    text: str
+    objects: tuple[Selector, ...]
+    relations: tuple[Relation, ...] = ()
+    motions: tuple[Motion, ...] = ()
+
+    def satisfied_by(self, objects: Sequence[ShapeObject]) -> bool:
+        """Tell whether a picture's objects are exactly those of the caption, in the relations that it states."""
+        return _one_to_one(self.objects, [thing.kind for thing in objects]) and all(
+            relation.holds(objects) for relation in self.relations
+        )
+
+
+def offset(a: ShapeObject, b: ShapeObject, word: str) -> float:
+    """Return by how many pixels ``a`` is left of, right of, above or below ``b``."""
+    return {"left": b.x - a.x, "right": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[word]
+
+
+def _one_to_one(selectors: Sequence[Selector], kinds: Sequence[Kind]) -> bool:
+    """Tell whether each selector can have a kind of its own with none left over."""
+    if len(selectors) != len(kinds):
+        return False
+    if not selectors:
+        return True
+    first, rest = selectors[0], selectors[1:]
+    return any(first.matches(kind) and _one_to_one(rest, [*kinds[:i], *kinds[i + 1 :]]) for i, kind in enumerate(kinds))
+
+
+def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """Draw one of a few phrasings, uniformly."""
+    return options[int(rng.integers(len(options)))]
+
+
+def join(parts: Sequence[str], language: Language) -> str:
+    """Enumerate: "a, b and c" or "a、b和c"."""
+    comma, last = ("、", "和") if language == "zh" else (", ", " and ")
+    return comma.join(parts[:-1]) + last + parts[-1] if len(parts) > 1 else parts[0]
+
+
+def finish(rng: np.random.Generator, text: str, language: Language) -> str:
+    """Write a text as a sentence, with capital and full stop, or leave it bare, half of the time each."""
+    if rng.random() < 0.5:
+        return text
+    return f"{text}。" if language == "zh" else f"{text[0].upper()}{text[1:]}."
+
+
+def possible_styles(scene: Scene) -> list[Style]:
+    """List the styles in which the scene has an unambiguous caption."""
+    styles: list[Style] = ["plain"]
+    if len({(kind.colour, kind.shape) for kind in scene.kinds}) == len(scene.kinds):
+        styles.append("sizeless")
+    if len(scene.objects) > 1:
+        across = sorted(thing.x for thing in scene.objects)
+        if all(b - a > RELATION_MARGIN for a, b in pairwise(across)):
+            styles.append("ordered")
+        if _relations(scene):
+            styles.append("related")
+    return styles
+
+
+def caption(rng: np.random.Generator, scene: Scene, language: Language, style: Style | None = None) -> Caption:
+    """Describe a scene; without ``style``, in any style that ``possible_styles`` allows."""
+    if style is None:
+        style = pick(rng, possible_styles(scene))  # type: ignore[assignment]
+    order = rng.permutation(len(scene.objects))
+    things = [scene.objects[i] for i in order]
+    if style == "ordered":
+        things.sort(key=lambda thing: thing.x)
+    who = tuple(Selector(t.kind.colour, t.kind.shape, None if style == "sizeless" else t.kind.size) for t in things)
+    relations: tuple[Relation, ...] = ()
+    if style == "ordered":
+        relations = tuple(Relation(a, "left", b) for a, b in pairwise(who))
+        text = _ordered(rng, who, language)
+    elif style == "related":
+        choices = _relations(scene)
+        relations = (choices[int(rng.integers(len(choices)))],)
+        text = _related(rng, who, relations[0], language)
+    else:
+        text = _plain(rng, who, language)
+    return Caption(text=finish(rng, text, language), objects=who, relations=relations)
+
+
+def _relations(scene: Scene) -> list[Relation]:
+    """List every relation between two objects of the scene that is true by the margin."""
+    pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b]
+    return [
+        Relation(Selector(*a.kind), word, Selector(*b.kind))
+        for a, b in pairs
+        for word in RELATIONS
+        if offset(a, b, word) > RELATION_MARGIN
+    ]
+
+
+def _plain(rng: np.random.Generator, who: Sequence[Selector], language: Language) -> str:
+    things = join([one.indefinite(language) for one in who], language)
+    if language == "zh":
+        return pick(rng, ("", "图中有", "一张图片，上面有")) + things
+    return pick(rng, ("", "a picture of ", "there is " if len(who) == 1 else "there are ")) + things
+
+
+def _ordered(rng: np.random.Generator, who: Sequence[Selector], language: Language) -> str:
+    things = join([one.indefinite(language) for one in who], language)
+    if language == "zh":
+        return pick(rng, ("从左到右：", "从左到右依次是")) + things
+    return pick(rng, (f"from left to right: {things}", f"{things}, from left to right"))
+
+
+def _related(rng: np.random.Generator, who: Sequence[Selector], relation: Relation, language: Language) -> str:
+    first, word, second = relation
+    if language == "zh":
+        if len(who) == 2:
+            return f"{first.indefinite('zh')}在{second.indefinite('zh')}的{CHINESE[word]}"
+        return f"{_plain(rng, who, 'zh')}，{first.definite('zh')}在{second.definite('zh')}的{CHINESE[word]}"
+    if len(who) == 2:
+        return f"{first.indefinite('en')} {RELATIONS[word]} {second.indefinite('en')}"
+    return f"{_plain(rng, who, 'en')}, with {first.definite('en')} {RELATIONS[word]} {second.definite('en')}"
+
+
+def film_caption(rng: np.random.Generator, film: Film, language: Language) -> Caption:
+    """Describe a film by its objects and, half of the time, by the directions in which they set off."""
+    order = [int(i) for i in rng.permutation(len(film.kinds))]
+    who = tuple(Selector(*film.kinds[i]) for i in order)
+    motions: tuple[Motion, ...] = ()
+    if rng.random() < 0.5:
+        motions = tuple(Motion(one, direction_of(film.velocities[0, i])) for one, i in zip(who, order, strict=True))
+        parts = [_moving(motion, language) for motion in motions]
+        text = ("，" if language == "zh" else ", ").join(parts)
+    else:
+        things = join([one.indefinite(language) for one in who], language)
+        frames = ("{}在移动", "{}在画面中反弹") if language == "zh" else ("{} moving around", "{} bouncing around")
+        text = pick(rng, frames).format(things)
+    return Caption(text=finish(rng, text, language), objects=who, motions=motions)
+
+
+def _moving(motion: Motion, language: Language) -> str:
+    english, chinese = DIRECTIONS[motion.direction]
+    thing = motion.who.indefinite(language)
+    return f"{thing}{chinese}移动" if language == "zh" else f"{thing} moving {english}"
+
+
+def direction_of(velocity: np.ndarray) -> str:
+    """Name the nearest of the eight directions of a velocity (x to the right, y down)."""
+    eighths = round(atan2(float(velocity[1]), float(velocity[0])) / (pi / 4))
+    return list(DIRECTIONS)[eighths % 8]
+
+
+_ENGLISH_OBJECT = re.compile(rf"\b({'|'.join(SIZES)})\s+({'|'.join(COLOURS)})\s+({'|'.join(SHAPES)})\b")
+_CHINESE_OBJECT = re.compile(
+    "({})({})({})".format(*("|".join(CHINESE[word] for word in words) for words in (COLOURS, SIZES, SHAPES)))
+)
+
+
+def read_caption(text: str) -> Counter[Kind]:
+    """Read the objects that a text names with all three attributes, in either language, each as often as it is named.
+
+    An object that the text names a second time counts again; ``describe`` never does that.
+    """
+    found = Counter(Kind(colour, shape, size) for size, colour, shape in _ENGLISH_OBJECT.findall(text.lower()))
+    english = {chinese: word for word, chinese in CHINESE.items()}
+    for colour, size, shape in _CHINESE_OBJECT.findall(text):
+        found[Kind(english[colour], english[shape], english[size])] += 1
+    return found
+
+
+def describe(scene: Scene, language: Language) -> str:
+    """Describe a scene in the one canonical way: every object with all attributes, from left to right."""
+    things = sorted(scene.objects, key=lambda thing: (thing.x, thing.y))
+    return join([Selector(*thing.kind).indefinite(language) for thing in things], language)
