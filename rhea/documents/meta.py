@@ -19,8 +19,8 @@ END = ""
 """Stands for the image token, which closes the size text."""
 
 _NUMBER = r"(?:0|[1-9]\d{0,7})(?:\.\d{0,2}[1-9])?"
-_WHOLE = re.compile(rf"([1-9]\d{{0,5}})\*([1-9]\d{{0,5}})(?:, ({_NUMBER}) fps, ({_NUMBER}) s)?")
-_PARTIAL = re.compile(r"(\d*)(?:(\*)(\d*)(?:(, )([\d.]*)(?:( fps, )([\d.]*)( s)?)?)?)?")
+_WHOLE = re.compile(rf"([1-9]\d{{0,5}})\*([1-9]\d{{0,5}})(?:, ({_NUMBER}) fps, ({_NUMBER}) s)?", re.ASCII)
+_PARTIAL = re.compile(r"(\d*)(?:(\*)(\d*)(?:(, )([\d.]*)(?:( fps, )([\d.]*)( s)?)?)?)?", re.ASCII)
 
 
 def format_meta(size: ImageSize | VideoSize) -> str:
