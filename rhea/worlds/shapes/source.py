@@ -1,0 +1,156 @@
+"""The shapes world as training documents: document ``index`` is a pure function of (seed, index), for every task.
+
+A task, a language and a scene are drawn for each document alone, so any document can be made again and workers can
+share the work by index. Evaluation draws from other seeds with the same functions of ``scene``, ``questions``,
+``edits`` and ``films``; kinds that are held out appear here neither in pictures nor in words.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rhea.documents import formats
+from rhea.documents.document import Document, Image, Video
+from rhea.errors import InputError
+from rhea.worlds.shapes.edits import sample_edit
+from rhea.worlds.shapes.films import MAX_MOVING, Film, render_film, sample_film
+from rhea.worlds.shapes.language import Language, caption, describe, film_caption, finish
+from rhea.worlds.shapes.questions import DESCRIBE, QUESTION_TYPES, ask, sample_crowded_scene
+from rhea.worlds.shapes.render import render
+from rhea.worlds.shapes.scene import CANVAS, MAX_OBJECTS, HeldOut, Scene, sample_scene
+
+FILM_QUESTION_TYPES = tuple(name for name in QUESTION_TYPES if name not in ("horizontal", "vertical", "relation"))
+"""Questions whose answer does not change while things move."""
+CROWDED = 0.6
+"""Share of the pictures to ask about in which objects share a colour or a shape on purpose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesTasks:
+    """How often each task is drawn, in proportion; 0 leaves it out."""
+
+    text_to_image: float = 0.35
+    captioning: float = 0.08
+    question_answering: float = 0.2
+    editing: float = 0.15
+    text_to_video: float = 0.06
+    video_prediction: float = 0.12
+    film_question_answering: float = 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesSourceConfig:
+    """What the documents of a ShapesSource are like."""
+
+    seed: int = 0
+    tasks: ShapesTasks = field(default_factory=ShapesTasks)
+    held_out: HeldOut = "exclude"
+    english: float = 0.7
+    """Share of the documents in English; the others are in Chinese."""
+    canvas: int = CANVAS
+    max_objects: int = MAX_OBJECTS
+    max_moving: int = MAX_MOVING
+    """Most objects in a film."""
+    num_frames: int = 16
+    fps: float = 8.0
+    given_latents: int = 1
+    """Latent frames (of four frames each) from which video prediction starts."""
+    min_turns: int = 4
+    max_turns: int = 6
+    """Questions about one picture."""
+
+
+class ShapesSource:
+    """An endless source of documents (the Source protocol of ``rhea.documents.mixture``)."""
+
+    def __init__(self, config: ShapesSourceConfig | None = None) -> None:
+        self.config = config or ShapesSourceConfig()
+        weights = dataclasses.asdict(self.config.tasks)
+        if min(weights.values()) < 0 or sum(weights.values()) <= 0:
+            raise InputError(f"task weights must be 0 or more and not all 0, got {weights}")
+        if self.config.seed < 0:
+            raise InputError(f"a seed must not be negative, got {self.config.seed}")
+        if not 1 <= self.config.min_turns <= self.config.max_turns:
+            raise InputError(f"turns from {self.config.min_turns} to {self.config.max_turns} is no range of 1 or more")
+        self._builders: list[Callable[[np.random.Generator, Language], Document]] = [
+            getattr(self, f"_{task}") for task in weights
+        ]
+        self._shares = np.cumsum(list(weights.values())) / sum(weights.values())
+
+    def document(self, index: int) -> Document:
+        """Make document ``index``, with pixels; the same index always gives the same document."""
+        rng = np.random.default_rng([self.config.seed, index])
+        task = int(np.searchsorted(self._shares, rng.random(), side="right"))
+        language: Language = "en" if rng.random() < self.config.english else "zh"
+        return self._builders[task](rng, language)
+
+    def _text_to_image(self, rng: np.random.Generator, language: Language) -> Document:
+        scene = self._scene(rng)
+        return formats.text_to_image(caption(rng, scene, language).text, _image(scene))
+
+    def _captioning(self, rng: np.random.Generator, language: Language) -> Document:
+        scene = self._scene(rng)
+        return formats.captioning(_image(scene), finish(rng, describe(scene, language), language))
+
+    def _question_answering(self, rng: np.random.Generator, language: Language) -> Document:
+        if rng.random() < CROWDED:
+            scene = sample_crowded_scene(rng, held_out=self.config.held_out, canvas=self.config.canvas)
+        else:
+            scene = self._scene(rng)
+        turns = self._turns(rng, scene, language, (*QUESTION_TYPES, DESCRIBE))
+        return formats.question_answering(_image(scene), turns)
+
+    def _editing(self, rng: np.random.Generator, language: Language) -> Document:
+        edit = sample_edit(rng, language, held_out=self.config.held_out, canvas=self.config.canvas)
+        return formats.editing([_image(edit.source)], edit.instruction, _image(edit.target))
+
+    def _text_to_video(self, rng: np.random.Generator, language: Language) -> Document:
+        film = self._film(rng)
+        return formats.text_to_video(film_caption(rng, film, language).text, self._video(film))
+
+    def _video_prediction(self, rng: np.random.Generator, language: Language) -> Document:
+        film = self._film(rng)
+        text = film_caption(rng, film, language).text if rng.random() < 0.25 else ""
+        return formats.video_prediction(self._video(film), self.config.given_latents, text)
+
+    def _film_question_answering(self, rng: np.random.Generator, language: Language) -> Document:
+        film = self._film(rng)
+        turns = self._turns(rng, film.scene(0), language, FILM_QUESTION_TYPES)
+        return formats.question_answering(self._video(film), turns)
+
+    def _scene(self, rng: np.random.Generator) -> Scene:
+        config = self.config
+        return sample_scene(rng, max_objects=config.max_objects, held_out=config.held_out, canvas=config.canvas)
+
+    def _film(self, rng: np.random.Generator) -> Film:
+        config = self.config
+        return sample_film(
+            rng,
+            num_frames=config.num_frames,
+            max_objects=config.max_moving,
+            held_out=config.held_out,
+            canvas=config.canvas,
+        )
+
+    def _video(self, film: Film) -> Video:
+        return Video(frames=render_film(film), fps=self.config.fps)
+
+    def _turns(
+        self, rng: np.random.Generator, scene: Scene, language: Language, types: tuple[str, ...]
+    ) -> list[tuple[str, str | None]]:
+        """Draw different questions about one picture, of types drawn uniformly."""
+        wanted = int(rng.integers(self.config.min_turns, self.config.max_turns + 1))
+        turns: dict[str, str | None] = {}
+        for choice in rng.integers(len(types), size=4 * wanted).tolist():
+            question = ask(rng, scene, types[choice], language, held_out=self.config.held_out)
+            if question is not None:
+                turns.setdefault(question.text, question.answer)
+            if len(turns) == wanted:
+                break
+        return list(turns.items())
+
+
+def _image(scene: Scene) -> Image:
+    return Image(pixels=render(scene))

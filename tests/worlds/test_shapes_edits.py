@@ -1,0 +1,63 @@
+"""Edits change what they say and nothing else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rhea.errors import InputError
+from rhea.worlds.shapes.edits import OPERATIONS, sample_edit
+from rhea.worlds.shapes.grader import read_picture
+from rhea.worlds.shapes.language import Language
+from rhea.worlds.shapes.render import render
+from rhea.worlds.shapes.scene import HELD_OUT_KINDS, ShapeObject
+
+CHANGED = {"recolour": "colour", "reshape": "shape", "resize": "size"}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_edits_change_only_what_they_say(operation: str, language: Language) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        edit = sample_edit(rng, language, operation=operation)
+        before, after = set(edit.source.objects), set(edit.target.objects)
+        gone, new = before - after, after - before
+        assert not {thing.kind for thing in after} & set(HELD_OUT_KINDS)
+        assert len({thing.kind for thing in after}) == len(edit.target.objects)
+        assert (len(gone), len(new)) == {"remove": (1, 0), "add": (0, 1)}.get(operation, (1, 1))
+        if operation in CHANGED:
+            (old,), (changed,) = gone, new
+            assert (old.x, old.y) == (changed.x, changed.y)
+            differing = [name for name in old.kind._fields if getattr(old.kind, name) != getattr(changed.kind, name)]
+            assert differing == [CHANGED[operation]]
+            if language == "en":
+                assert getattr(changed.kind, CHANGED[operation]) in edit.instruction
+        if language == "en" and gone:
+            assert next(iter(gone)).kind.shape in edit.instruction
+
+
+def test_the_right_picture_passes_and_others_fail() -> None:
+    rng = np.random.default_rng(1)
+    for number in range(100):
+        edit = sample_edit(rng, "en", operation=OPERATIONS[number % 5])
+        objects = read_picture(render(edit.target))
+        assert edit.is_right(objects)
+        assert not edit.is_right(read_picture(render(edit.source)))
+        if edit.operation == "add":
+            added = edit.target.objects[-1]
+            rest = [thing for thing in objects if thing.kind != added.kind]
+            assert edit.is_right([*rest, replace(added, x=0.0, y=0.0)])
+        elif edit.operation != "remove":
+            moved = [ShapeObject(kind=thing.kind, x=thing.x + 5, y=thing.y) for thing in objects]
+            assert not edit.is_right(moved)
+
+
+def test_impossible_edits_are_input_errors() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="impossible"):
+        sample_edit(rng, "en", operation="remove", num_objects=1)
+    with pytest.raises(InputError, match="impossible"):
+        sample_edit(rng, "en", operation="add", num_objects=4)
+    with pytest.raises(InputError, match="known are"):
+        sample_edit(rng, "en", operation="rotate")

@@ -1,0 +1,119 @@
+"""The training documents: pure functions of seed and index, all tasks, nothing held out."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from rhea.config import from_dict, to_dict
+from rhea.documents.document import Document, Image, Text, Video
+from rhea.errors import InputError
+from rhea.worlds.shapes.grader import read_picture
+from rhea.worlds.shapes.language import read_caption
+from rhea.worlds.shapes.scene import HELD_OUT_KINDS
+from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig, ShapesTasks
+
+
+def content(document: Document) -> list[object]:
+    found: list[object] = [document.task]
+    for segment in document.segments:
+        if isinstance(segment, Text):
+            found.append((segment.text, segment.target, segment.ends_turn))
+        else:
+            pixels = segment.pixels if isinstance(segment, Image) else segment.frames
+            assert pixels is not None
+            found.append((pixels.tobytes(), segment.target))
+    return found
+
+
+def only(**weights: float) -> ShapesTasks:
+    return ShapesTasks(**(dict.fromkeys(to_dict(ShapesTasks()), 0.0) | weights))
+
+
+def test_a_document_is_a_function_of_seed_and_index() -> None:
+    first, again = ShapesSource(), ShapesSource()
+    forwards = [content(first.document(i)) for i in range(30)]
+    backwards = [content(again.document(i)) for i in reversed(range(30))]
+    assert forwards == backwards[::-1]
+    assert content(ShapesSource(ShapesSourceConfig(seed=1)).document(0)) != forwards[0]
+    assert len({str(document) for document in forwards}) == 30
+
+
+def test_every_task_appears_in_its_form() -> None:
+    source = ShapesSource()
+    documents = [source.document(i) for i in range(400)]
+    tasks = Counter(document.task for document in documents)
+    assert set(tasks) == {
+        *("text_to_image", "captioning", "question_answering"),
+        *("editing", "text_to_video", "video_prediction"),
+    }
+    for document in documents:
+        visuals = [segment for segment in document.segments if not isinstance(segment, Text)]
+        texts = [segment for segment in document.segments if isinstance(segment, Text)]
+        if document.task == "question_answering":
+            answers = [text for text in texts if text.target]
+            assert 1 <= len(answers) <= 6
+            assert [text.ends_turn for text in answers] == [True] * (len(answers) - 1) + [False]
+        if document.task == "captioning":
+            assert isinstance(visuals[0], Image)
+            assert visuals[0].pixels is not None
+            shown = Counter(thing.kind for thing in read_picture(visuals[0].pixels))
+            assert read_caption(texts[0].text) == shown
+        for visual in visuals:
+            if isinstance(visual, Video):
+                assert visual.frames is not None
+                assert visual.frames.shape == (16, 64, 64, 3)
+                assert visual.prompt_latents == (1 if document.task == "video_prediction" else 0)
+
+
+def test_nothing_held_out_in_words_or_pictures() -> None:
+    source = ShapesSource()
+    for index in range(250):
+        for segment in source.document(index).segments:
+            if isinstance(segment, Text):
+                assert not set(read_caption(segment.text)) & set(HELD_OUT_KINDS)
+            else:
+                pixels = segment.pixels if isinstance(segment, Image) else (segment.frames[0])  # type: ignore[index]
+                assert pixels is not None
+                assert not {thing.kind for thing in read_picture(pixels)} & set(HELD_OUT_KINDS)
+
+
+def test_weights_and_languages() -> None:
+    source = ShapesSource(ShapesSourceConfig(tasks=only(editing=1.0), english=0.0))
+    for index in range(20):
+        document = source.document(index)
+        assert document.task == "editing"
+        (instruction,) = (segment.text for segment in document.segments if isinstance(segment, Text))
+        assert not instruction.isascii()
+    films = ShapesSource(ShapesSourceConfig(tasks=only(text_to_video=1.0), num_frames=8, fps=4.0)).document(0)
+    (video,) = (segment for segment in films.segments if isinstance(segment, Video))
+    assert (video.num_frames, video.fps) == (8, 4.0)
+
+
+def test_config_survives_json() -> None:
+    config = ShapesSourceConfig(seed=5, tasks=only(captioning=2.0))
+    assert from_dict(ShapesSourceConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ShapesSourceConfig(tasks=only()),
+        ShapesSourceConfig(tasks=only(editing=-1.0)),
+        ShapesSourceConfig(seed=-1),
+        ShapesSourceConfig(min_turns=5, max_turns=4),
+    ],
+)
+def test_senseless_configs_are_input_errors(config: ShapesSourceConfig) -> None:
+    with pytest.raises(InputError):
+        ShapesSource(config)
+
+
+def test_index_is_part_of_the_seed() -> None:
+    pixels = [
+        segment.pixels
+        for index in range(2)
+        for segment in ShapesSource(ShapesSourceConfig(tasks=only(text_to_image=1.0))).document(index).segments
+        if isinstance(segment, Image)
+    ]
+    assert not np.array_equal(pixels[0], pixels[1])  # type: ignore[arg-type]
