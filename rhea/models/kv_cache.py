@@ -32,12 +32,12 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (rows, max_len, 2, config.num_kv_heads, config.head_dim)
+        shape = (rows, 2, config.num_kv_heads, max_len, config.head_dim)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.max_len = max_len
         self.lengths = [0] * rows
         self._new_tokens = 0
-        self._slots: Tensor | None = None
+        self._slots: tuple[Tensor, Tensor] | None = None
 
     @property
     def rows(self) -> int:
@@ -48,6 +48,11 @@ class KVCache:
     def length(self) -> int:
         """Return the length of the longest row."""
         return max(self.lengths)
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether no row holds a token yet (also during the first forward)."""
+        return self.length == 0
 
     def set_lengths(self, lengths: list[int]) -> None:
         """Declare how many tokens of each row are real: drops right padding, or rewinds. Lengths may only shrink."""
@@ -61,7 +66,7 @@ class KVCache:
         """Make row ``target`` a copy of row ``source``, for several continuations of one prompt."""
         length = self.lengths[source]
         for layer in self.layers:
-            layer[target, :length] = layer[source, :length]
+            layer[target, :, :, :length] = layer[source, :, :, :length]
         self.lengths[target] = length
 
     def keep_rows(self, rows: list[int]) -> None:
@@ -81,8 +86,7 @@ class KVCache:
         ragged = any(length != self.lengths[0] for length in self.lengths)
         self._slots = None
         if ragged:
-            row_starts = torch.arange(self.rows, device=device)[:, None] * self.max_len
-            self._slots = (row_starts + positions_BT).flatten()
+            self._slots = (torch.arange(self.rows, device=device)[:, None], positions_BT)
         if not ragged and self.length == 0:
             return positions_BT, Visibility(causal=True)
         if not ragged and num_tokens == 1:
@@ -91,16 +95,17 @@ class KVCache:
         return positions_BT, Visibility(causal=False, mask_B1TS=(keys_S <= positions_BT[:, :, None])[:, None])
 
     def extend(self, layer: int, keys_BTGK: Tensor, values_BTGK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of one layer; return all so far, [B, S, G, K] each."""
+        """Store the new keys and values of one layer; return all so far, [B, G, S, K] each."""
         cache = self.layers[layer]
         start, stop = self.length, self.length + self._new_tokens
         if self._slots is None:
-            cache[:, start:stop, 0] = keys_BTGK
-            cache[:, start:stop, 1] = values_BTGK
+            cache[:, 0, :, start:stop] = keys_BTGK.transpose(1, 2)
+            cache[:, 1, :, start:stop] = values_BTGK.transpose(1, 2)
         else:
-            new = torch.stack((keys_BTGK, values_BTGK), 2).to(cache.dtype)
-            cache.view(-1, *cache.shape[2:]).index_copy_(0, self._slots, new.flatten(0, 1))
-        return cache[:, :stop, 0], cache[:, :stop, 1]
+            rows_B1, positions_BT = self._slots
+            cache[rows_B1, 0, :, positions_BT] = keys_BTGK.to(cache.dtype)
+            cache[rows_B1, 1, :, positions_BT] = values_BTGK.to(cache.dtype)
+        return cache[:, 0, :, :stop], cache[:, 1, :, :stop]
 
     def finish(self) -> None:
         """Close the forward: every row is longer by the tokens given."""

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rhea.models.packed import PackedLinear, can_pack
+
 
 class RMSNorm(nn.Module):
     """Divide by the root mean square, computed in float32 and cast back, then scale by a learned weight."""
@@ -56,6 +58,15 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(dim, ffn_dim, bias=False)
         self.up_proj = nn.Linear(dim, ffn_dim, bias=False)
         self.down_proj = nn.Linear(ffn_dim, dim, bias=False)
+        self.packed: tuple[PackedLinear, PackedLinear] | None = None
+
+    def pack(self) -> None:
+        """Fuse gate and up, and prepack all, for inference."""
+        if can_pack(self.gate_proj):
+            self.packed = PackedLinear((self.gate_proj, self.up_proj)), PackedLinear((self.down_proj,))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None and not torch.is_grad_enabled():
+            gate, up = self.packed[0](x).chunk(2, -1)
+            return self.packed[1](F.silu(gate) * up)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

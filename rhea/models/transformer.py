@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, D channels, V vocabulary rows.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from rhea.errors import InputError
 from rhea.models.attention import Attention, Visibility, document_starts, document_visibility
 from rhea.models.kv_cache import KVCache
 from rhea.models.layers import FeedForward, RMSNorm, Rotary, rotary
+from rhea.models.packed import PackedLinear, can_pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,19 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm: RMSNorm | None = RMSNorm(config.dim, config.norm_eps)
         self.lm_head: nn.Linear | None = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self._packed_heads: dict[tuple[int, int | None], PackedLinear] | None = None
+
+    def pack(self) -> Self:
+        """Prepare for generation on a CPU: fuse and prepack the matrices, at twice their memory; same numbers.
+
+        Only forwards without gradients use it. Changed weights are noticed and packed anew. On other devices: nothing.
+        """
+        for module in self.modules():
+            if isinstance(module, Attention | FeedForward):
+                module.pack()
+        if self.lm_head is not None and can_pack(self.lm_head):
+            self._packed_heads = {}
+        return self
 
     def hidden(
         self,
@@ -131,6 +146,10 @@ class Transformer(nn.Module):
         """Return float32 logits [..., V] of the vocabulary rows [start, stop); the states themselves without a head."""
         if self.lm_head is None:
             return x
+        if self._packed_heads is not None and not torch.is_grad_enabled():
+            if (start, stop) not in self._packed_heads:
+                self._packed_heads[start, stop] = PackedLinear((self.lm_head,), start, stop)
+            return self._packed_heads[start, stop](x).float()
         return F.linear(x, self.lm_head.weight[start:stop]).float()
 
     def forward(

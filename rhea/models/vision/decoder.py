@@ -15,13 +15,13 @@ from torch import nn
 from rhea.models.vision.blocks import (
     AttentionBlock,
     ResBlock,
-    SpatialNorm,
     TemporalResBlock,
     TemporalUpsample,
     Upsample,
 )
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.encoder import Middle
+from rhea.models.vision.norm import SpatialNorm
 
 
 class UpLevel(nn.Module):
@@ -75,6 +75,7 @@ class Decoder(nn.Module):
 
     def spatial(self, z_NChw: torch.Tensor, condition_NChw: torch.Tensor) -> torch.Tensor:
         """Decode single frames [N, C, h, w] to pixels [N, 3, H, W]."""
+        z_NChw, condition_NChw = (x.contiguous(memory_format=torch.channels_last) for x in (z_NChw, condition_NChw))
         x_NCHW = self.mid(self.conv_in(z_NChw), condition_NChw)
         for level in reversed(self.up):
             x_NCHW = level(x_NCHW, condition_NChw)

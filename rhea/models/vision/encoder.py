@@ -14,6 +14,7 @@ from torch import nn
 
 from rhea.models.vision.blocks import AttentionBlock, Downsample, ResBlock, TemporalDownsample, TemporalResBlock
 from rhea.models.vision.config import VisionTokenizerConfig
+from rhea.models.vision.norm import GroupNorm
 
 
 class Middle(nn.Module):
@@ -63,7 +64,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
         self.down = nn.ModuleList(DownLevel(config, level) for level in range(config.num_levels))
         self.mid = Middle(config, None)
-        self.norm_out = nn.GroupNorm(config.norm_groups, width, eps=1e-6)
+        self.norm_out = GroupNorm(width, config.norm_groups)
         self.conv_out = nn.Conv2d(width, latent, 3, padding=1)
         self.time_conv = nn.ModuleList(TemporalDownsample(latent, latent) for _ in range(config.temporal_levels))
         self.time_res_stack = nn.Sequential(
@@ -72,7 +73,7 @@ class Encoder(nn.Module):
 
     def spatial(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """Encode single frames [N, 3, H, W] to [N, latent_channels, h, w]."""
-        x_NCHW = self.conv_in(pixels_NCHW)
+        x_NCHW = self.conv_in(pixels_NCHW.contiguous(memory_format=torch.channels_last))
         for level in self.down:
             x_NCHW = level(x_NCHW)
         return self.conv_out(F.silu(self.norm_out(self.mid(x_NCHW))))
