@@ -1,0 +1,249 @@
+"""The loader: resumed from its few integers it continues bitwise, and it loses and repeats nothing."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from document_cases import VISION_SIZE, small_grammar
+
+from rhea.documents import formats
+from rhea.documents.document import Document, Image, Video
+from rhea.documents.grammar import FINE_TUNING
+from rhea.documents.loader import PackedLoader, PackedLoaderConfig
+from rhea.documents.mixture import Mixture, WeightedSource
+from rhea.documents.packing import Packed
+from rhea.errors import InputError
+
+GRAMMAR = small_grammar()
+CONFIG = PackedLoaderConfig(rows=2, seq_len=120, group=5)
+
+
+class Pictures:
+    """Captions and pictures of random sizes, as codes or as pixels."""
+
+    def __init__(self, seed: int, largest: int = 6, pixels: bool = False) -> None:
+        self.seed, self.largest, self.pixels = seed, largest, pixels
+        self.made: list[int] = []
+
+    def document(self, index: int) -> Document:
+        self.made.append(index)
+        random = np.random.default_rng([self.seed, index])
+        height, width = random.integers(1, self.largest + 1, 2)
+        if self.pixels:
+            pixels = random.integers(0, VISION_SIZE - 9, (height, width, 3), dtype=np.uint8)
+            return formats.text_to_image("a" * int(random.integers(0, 9)), Image(pixels))
+        codes = random.integers(0, VISION_SIZE, (height, width))
+        return formats.text_to_image("a" * int(random.integers(0, 9)), Image(codes=codes))
+
+
+class Words:
+    def __init__(self, length: int = 10) -> None:
+        self.length = length
+
+    def document(self, index: int) -> Document:
+        return formats.language(f"{index} " * self.length)
+
+
+class GroupCodec:
+    """Codes depend on which pictures are encoded together, as the rounding of a real model may."""
+
+    def encode_pictures(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        together = int(sum(int(picture[0, 0, 0]) for picture in pictures)) % 9
+        return [picture[:, :, 0].astype(np.int64) + together for picture in pictures]
+
+    def encode_film(self, frames: np.ndarray) -> np.ndarray:
+        return frames[::4, :, :, 0].astype(np.int64)
+
+
+def mixture(*sources: Any, seed: int = 1) -> Mixture:
+    entries = [
+        WeightedSource(name=f"s{number}", source=source, weight=2 - number) for number, source in enumerate(sources)
+    ]
+    return Mixture(entries, seed=seed)
+
+
+def same(one: Packed, other: Packed) -> bool:
+    names = ("token_ids", "labels", "loss_weights", "document_ids", "positions")
+    return one.origins == other.origins and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in names
+    )
+
+
+@pytest.mark.parametrize("too_long", ["drop", "cut"])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_resumed_equals_uninterrupted_after_every_batch(too_long: Any, pixels: bool) -> None:
+    config = PackedLoaderConfig(rows=2, seq_len=60, group=5, too_long=too_long)
+
+    def loader() -> PackedLoader:
+        mixed = mixture(Pictures(0, largest=9, pixels=pixels), Words(20))
+        return PackedLoader(config, mixed, GRAMMAR, GroupCodec() if pixels else None)
+
+    one = loader()
+    states, batches = [], []
+    for _ in range(12):
+        states.append(json.loads(json.dumps(one.state_dict())))
+        batches.append(one.next_batch())
+    assert one.dropped > 0
+    for place, state in enumerate(states):
+        other = loader()
+        other.load_state_dict(state)
+        for batch in batches[place : place + 3]:
+            assert same(other.next_batch(), batch)
+        assert other.dropped == loader_dropped(states, place + 3, one)
+
+
+def loader_dropped(states: list[dict[str, Any]], place: int, last: PackedLoader) -> int:
+    return states[place]["dropped"] if place < len(states) else last.dropped
+
+
+def test_state_is_a_few_integers() -> None:
+    loader = PackedLoader(CONFIG, mixture(Pictures(0), Words()), GRAMMAR)
+    for _ in range(20):
+        loader.next_batch()
+    values = [
+        value for entry in loader.state_dict().values() for value in (entry if isinstance(entry, list) else [entry])
+    ]
+    assert all(type(value) is int for value in values)
+    assert len(values) < 60
+
+
+def test_every_document_comes_whole_and_once() -> None:
+    loader = PackedLoader(CONFIG, mixture(Pictures(0), Words()), GRAMMAR)
+    names: list[str] = []
+    for _ in range(40):
+        batch = loader.next_batch()
+        for row, origins in enumerate(batch.origins):
+            assert batch.document_ids[row].max() + 1 == len(origins)
+            for number, name in enumerate(origins):
+                source, index = name.split(":")
+                document = (Pictures(0) if source == "s0" else Words()).document(int(index))
+                ids = batch.token_ids[row][batch.document_ids[row] == number]
+                assert ids.tolist() == GRAMMAR.render(document).token_ids.tolist()
+        names += [name for origins in batch.origins for name in origins]
+    assert len(set(names)) == len(names)
+    waiting = {entry.name for entry in loader._waiting}
+    for source in ("s0", "s1"):
+        given = {name for name in {*names, *waiting} if name.startswith(source)}
+        assert given == {f"{source}:{index}" for index in range(len(given))}
+
+
+def test_rows_are_well_filled_and_none_waits_for_long() -> None:
+    loader = PackedLoader(PackedLoaderConfig(rows=4, seq_len=256), mixture(Pictures(0), Words()), GRAMMAR)
+    filled = []
+    for _ in range(30):
+        filled.append((loader.next_batch().document_ids >= 0).mean())
+        assert loader._next - loader._waiting[0].number < 5 * loader.config.group
+    assert np.mean(filled) > 0.95
+
+
+def test_resuming_makes_only_the_groups_that_are_needed() -> None:
+    source = Pictures(0)
+    loader = PackedLoader(CONFIG, mixture(source), GRAMMAR)
+    for _ in range(50):
+        loader.next_batch()
+    fresh = Pictures(0)
+    resumed = PackedLoader(CONFIG, mixture(fresh), GRAMMAR)
+    resumed.load_state_dict(loader.state_dict())
+    assert len(fresh.made) < 40 < len(source.made)
+
+
+def test_loss_weights_are_those_of_the_config() -> None:
+    config = PackedLoaderConfig(rows=1, seq_len=200, loss=FINE_TUNING)
+    batch = PackedLoader(config, mixture(Pictures(0)), GRAMMAR).next_batch()
+    learned = batch.labels[batch.loss_weights > 0]
+    assert not GRAMMAR.vocabulary.is_text(learned).all()
+    caption_ids = GRAMMAR.text_tokenizer.encode("aaa")
+    assert not np.isin(learned, caption_ids).any()
+
+
+def test_films_and_pictures_are_encoded() -> None:
+    class Films:
+        def document(self, index: int) -> Document:
+            frames = np.full((6, 2, 2, 3), index % VISION_SIZE, dtype=np.uint8)
+            return formats.text_to_video("go", Video(frames, fps=8))
+
+    batch = PackedLoader(CONFIG, mixture(Films()), GRAMMAR, GroupCodec()).next_batch()
+    ids = batch.token_ids[0][batch.document_ids[0] == 0]
+    film = GRAMMAR.parse(ids).segments[-1]
+    assert isinstance(film, Video)
+    assert (film.num_frames, film.fps) == (6, 8.0)
+
+
+def test_documents_that_are_too_long_are_refused_by_name() -> None:
+    loader = PackedLoader(PackedLoaderConfig(rows=1, seq_len=30), mixture(Words(40)), GRAMMAR)
+    with pytest.raises(InputError, match=r"document s0:0 has \d+ tokens, a row 30"):
+        loader.next_batch()
+
+
+def test_a_source_of_nothing_but_long_documents_is_noticed() -> None:
+    loader = PackedLoader(PackedLoaderConfig(rows=1, seq_len=30, too_long="drop"), mixture(Words(40)), GRAMMAR)
+    with pytest.raises(InputError, match="are longer than 30 tokens"):
+        loader.next_batch()
+
+
+def test_cut_documents_lose_nothing() -> None:
+    config = PackedLoaderConfig(rows=3, seq_len=30, too_long="cut", group=2)
+    loader = PackedLoader(config, mixture(Words(40)), GRAMMAR)
+    ids: dict[str, list[int]] = {}
+    for _ in range(10):
+        batch = loader.next_batch()
+        for row, origins in enumerate(batch.origins):
+            for number, name in enumerate(origins):
+                ids.setdefault(name, []).extend(batch.token_ids[row][batch.document_ids[row] == number].tolist())
+    assert loader.dropped == 0
+    expected = GRAMMAR.render(Words(40).document(0)).token_ids.tolist()
+    assert ids["s0:0"] == expected
+
+
+def test_a_document_without_tokens_is_refused() -> None:
+    class Empty:
+        def document(self, index: int) -> Document:
+            return Document((), bos=False, eos=False)
+
+    with pytest.raises(InputError, match="document s0:0 has no tokens"):
+        PackedLoader(CONFIG, mixture(Empty()), GRAMMAR).next_batch()
+
+
+@pytest.mark.parametrize("change", ["seed", "weights", "seq_len", "loss"])
+def test_a_state_of_another_setup_is_refused(change: str) -> None:
+    state = PackedLoader(CONFIG, mixture(Words(), Words()), GRAMMAR).state_dict()
+    mixed = {"seed": mixture(Words(), Words(), seed=2), "weights": mixture(Words())}.get(change)
+    config = {
+        "seq_len": PackedLoaderConfig(rows=2, seq_len=121, group=5),
+        "loss": PackedLoaderConfig(rows=2, seq_len=120, group=5, loss=FINE_TUNING),
+    }.get(change, CONFIG)
+    with pytest.raises(InputError, match="belongs to other"):
+        PackedLoader(config, mixed or mixture(Words(), Words()), GRAMMAR).load_state_dict(state)
+
+
+def test_the_number_of_rows_may_change_on_resume() -> None:
+    loader = PackedLoader(CONFIG, mixture(Pictures(0)), GRAMMAR)
+    loader.next_batch()
+    wider = PackedLoader(PackedLoaderConfig(rows=4, seq_len=120, group=5), mixture(Pictures(0)), GRAMMAR)
+    wider.load_state_dict(loader.state_dict())
+    both = [loader.next_batch(), loader.next_batch()]
+    assert np.array_equal(wider.next_batch().token_ids, np.concatenate([batch.token_ids for batch in both]))
+
+
+def test_a_source_that_is_not_pure_is_noticed_on_resume() -> None:
+    class Fickle:
+        length = 10
+
+        def document(self, index: int) -> Document:
+            return Words(self.length).document(index)
+
+    source = Fickle()
+    config = PackedLoaderConfig(rows=1, seq_len=60, group=5, too_long="drop")
+    loader = PackedLoader(config, mixture(source), GRAMMAR)
+    loader.next_batch()
+    source.length = 99
+    with pytest.raises(InputError, match="another document than before"):
+        PackedLoader(config, mixture(source), GRAMMAR).load_state_dict(loader.state_dict())
+
+
+@pytest.mark.parametrize("fields", [{"rows": 0}, {"seq_len": 1}, {"group": 0}, {"too_long": "other"}])
+def test_impossible_configs_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        PackedLoader(PackedLoaderConfig(**({"rows": 1, "seq_len": 9} | fields)), mixture(Words()), GRAMMAR)
