@@ -1,0 +1,113 @@
+"""From prompt documents to completed ones, in batches: what all of the model's abilities have in common.
+
+A prompt is a document without its target and says what comes next: a picture of a size, a film, or text. Its pixels are
+encoded, it is written by the grammar, continued under the constraint that belongs to it, and read back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rhea.documents.constraint import Constraint
+from rhea.documents.document import Document, Image, ImageSize, Text, Video, VideoSize, encode_documents
+from rhea.documents.grammar import Grammar
+from rhea.errors import InputError
+from rhea.generation.plain import Progress, Request, continue_prompts
+from rhea.generation.sampling import SamplingConfig
+from rhea.models.transformer import Transformer
+from rhea.tokenizers.vision import VisionCodec
+
+_MARKS_AFTER_GRID = 2
+"""Image-end and EOS."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """A document to be completed."""
+
+    document: Document
+    next: ImageSize | VideoSize | None = None
+    """The picture or film to be written; None asks for text."""
+    negative: Document | None = None
+    """The unconditional branch of guidance; None turns guidance off."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 0
+    sample_index: int = 0
+    max_new_tokens: int = 1024
+    """Limit for text; a picture or film takes what it takes."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Completion:
+    """What was written after a prompt."""
+
+    token_ids: list[int]
+    text: str = ""
+    codes: np.ndarray | None = None
+    """Of the picture [h, w] or film [t, h, w], the film's given latent frames included."""
+
+
+class Completer:
+    """A transformer, the grammar of its documents, and (unless all is text) a codec for their pixels."""
+
+    def __init__(self, transformer: Transformer, grammar: Grammar, codec: VisionCodec | None) -> None:
+        self.transformer, self.grammar, self.codec = transformer, grammar, codec
+        self._visual, self._text = Constraint(grammar, "visual"), Constraint(grammar, "text")
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_requests: int = 64,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[Completion]:
+        """Complete each prompt, at most ``max_requests`` at a time; see ``continue_prompts`` for seeds and errors."""
+        documents = self._encoded([prompt.document for prompt in prompts])
+        negatives = iter(self._encoded([prompt.negative for prompt in prompts if prompt.negative is not None]))
+        requests = [
+            self._request(prompt, document, next(negatives) if prompt.negative is not None else None)
+            for prompt, document in zip(prompts, documents, strict=True)
+        ]
+        written = continue_prompts(self.transformer, requests, max_requests=max_requests, progress=progress)
+        return [
+            self._completion(prompt, request, token_ids)
+            for prompt, request, token_ids in zip(prompts, requests, written, strict=True)
+        ]
+
+    def _encoded(self, documents: Sequence[Document]) -> list[Document]:
+        segments = [segment for document in documents for segment in document.segments]
+        pixels = any(not isinstance(segment, Text) and segment.codes is None for segment in segments)
+        if not pixels:
+            return list(documents)
+        if self.codec is None:
+            raise InputError("this checkpoint has no vision tokenizer to read pictures with: load one beside it")
+        return encode_documents(documents, self.codec)
+
+    def _request(self, prompt: Prompt, document: Document, negative: Document | None) -> Request:
+        ids = self.grammar.render_prompt(document, prompt.next)
+        constraint = (self._text if prompt.next is None else self._visual).copy().start(ids)
+        if prompt.next is None:
+            context = self.transformer.config.max_seq_len
+            if len(ids) >= context:
+                raise InputError(f"a prompt of {len(ids)} tokens does not fit the context of {context} tokens")
+            max_new_tokens = min(prompt.max_new_tokens, context - len(ids))
+        else:
+            max_new_tokens = constraint.remaining_grid_tokens + _MARKS_AFTER_GRID
+        return Request(
+            prompt=ids.tolist(),
+            constraint=constraint,
+            max_new_tokens=max_new_tokens,
+            negative_prompt=None if negative is None else self.grammar.render_prompt(negative, prompt.next).tolist(),
+            sampling=prompt.sampling,
+            seed=prompt.seed,
+            sample_index=prompt.sample_index,
+        )
+
+    def _completion(self, prompt: Prompt, request: Request, token_ids: list[int]) -> Completion:
+        if prompt.next is None:
+            text_ids = [token_id for token_id in token_ids if token_id in self.grammar.vocabulary.text]
+            return Completion(token_ids=token_ids, text=self.grammar.text_tokenizer.decode(text_ids).strip())
+        last = self.grammar.parse([*request.prompt, *token_ids]).segments[-1]
+        assert isinstance(last, Image | Video), last
+        return Completion(token_ids=token_ids, codes=last.codes)

@@ -1,0 +1,63 @@
+"""From the name of a checkpoint to a ``Rhea`` that is ready to be asked: device, precision, packing."""
+
+from pathlib import Path
+
+import torch
+
+from rhea.checkpoints.load import load_checkpoint
+from rhea.errors import InputError
+from rhea.generation.model import Rhea
+
+DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
+_SMALL = 1_000_000_000
+"""Models under this many parameters run in float32 on CPUs, whatever is stored, and may take twice their memory."""
+
+
+def load_model(
+    path: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    vision_tokenizer: str | Path | None = None,
+) -> Rhea:
+    """Load the default model, or a checkpoint folder or hub id in any layout.
+
+    ``device``: "cpu" or "cuda", by default the GPU if there is one. ``dtype`` of the transformer: "float32" or
+    "bfloat16"; by default float32 for small models on a CPU and what is stored otherwise. The vision tokenizer always
+    runs in float32. ``vision_tokenizer``: a second folder or id, for releases that keep it apart.
+    """
+    where = _device(device)
+    if path is None and not DEFAULT_MODEL.is_dir():
+        raise InputError(f"the default model is not in this installation ({DEFAULT_MODEL}): name a checkpoint folder")
+    checkpoint = load_checkpoint(
+        DEFAULT_MODEL if path is None else path, dtype=_dtype(dtype), vision_dtype=torch.float32, device=where
+    )
+    if vision_tokenizer is not None:
+        other = load_checkpoint(vision_tokenizer, vision_dtype=torch.float32, device=where, parts=("vision_tokenizer",))
+        checkpoint = checkpoint.with_vision_tokenizer(other)
+    transformer = checkpoint.transformer
+    if transformer is not None and where.type == "cpu" and sum(p.numel() for p in transformer.parameters()) < _SMALL:
+        if dtype is None:
+            transformer.float()
+        transformer.pack()
+    return Rhea(checkpoint)
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    if name not in known:
+        raise InputError(f"dtype {name!r} is not one of {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,292 @@
+"""The model as people meet it: load a checkpoint, then generate, ask, extend, edit or reconstruct.
+
+Every method builds prompt documents and leaves the rest to ``Completer``, so a new ability is a new document. Parts
+that a checkpoint lacks (the released Emu3 comes as separate folders) are missed only by the methods that need them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rhea import media
+from rhea.checkpoints.load import Checkpoint
+from rhea.documents import formats
+from rhea.documents.document import Image, ImageSize, Video, VideoSize
+from rhea.documents.grammar import Grammar
+from rhea.errors import InputError
+from rhea.generation.completion import Completer, Completion, Prompt
+from rhea.generation.defaults import defaults_of, pixel_size
+from rhea.generation.plain import Progress
+from rhea.generation.results import Film, Picture, Visual, read_film, read_picture, read_visual
+from rhea.generation.sampling import SamplingConfig
+from rhea.tokenizers.vision import VisionCodec
+
+Size = str | Sequence[int] | None
+Report = Callable[[Progress], None] | None
+
+
+class Rhea:
+    """A loaded model. Sampling settings left at None are the checkpoint's own defaults (``defaults``)."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.defaults = defaults_of(checkpoint.config)
+        self.codec: VisionCodec | None = None
+        if checkpoint.vision_tokenizer is not None and checkpoint.policy is not None:
+            self.codec = VisionCodec(checkpoint.vision_tokenizer, checkpoint.policy)
+        self._completer: Completer | None = None
+        if checkpoint.transformer is not None and checkpoint.text_tokenizer is not None:
+            assert checkpoint.vocabulary is not None
+            clip_frames = self.codec.clip_frames if self.codec else 4
+            grammar = Grammar(checkpoint.vocabulary, checkpoint.text_tokenizer, temporal_factor=clip_frames)
+            self._completer = Completer(checkpoint.transformer, grammar, self.codec)
+
+    @property
+    def trained_on(self) -> str:
+        """One line on the data that the model has seen, as its config.json tells it."""
+        return self.checkpoint.config.trained_on
+
+    @property
+    def completer(self) -> Completer:
+        """What completes prompt documents of any kind; InputError if transformer or text tokenizer are missing."""
+        if self._completer is None:
+            missing = "transformer" if self.checkpoint.transformer is None else "text tokenizer"
+            raise InputError(f"this checkpoint has no {missing}: it can only reconstruct pictures and films")
+        return self._completer
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        size: Size = None,
+        video: bool = False,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        samples: int = 1,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        progress: Report = None,
+    ) -> list[Picture] | list[Film]:
+        """Make pictures (or films with ``video``) from text: ``samples`` of each prompt, in order.
+
+        ``size``: "WIDTHxHEIGHT" or (height, width) in pixels, or a ratio "16:9". The same seed gives the same pictures,
+        whatever else is in the batch. Raises InputError for an empty prompt, a size that is no multiple of the
+        tokenizer's factor, or what does not fit the context.
+        """
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not texts or not all(text.strip() for text in texts):
+            raise InputError("the prompt is empty: say what is to be seen")
+        if samples < 1:
+            raise InputError(f"samples is {samples}; it must be at least 1")
+        scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
+        unwanted = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
+        target = self._film_size(size, num_frames, fps) if video else self._picture_size(size)
+        form, suffix = (formats.text_to_video, "") if video else (formats.text_to_image, self.defaults.prompt_suffix)
+        template = Prompt(
+            document=form(""),
+            next=target,
+            negative=form(unwanted) if scale != 1 else None,
+            sampling=self._sampling(scale, temperature, top_k, top_p),
+            seed=seed,
+        )
+        wanted = [(text, index) for text in texts for index in range(samples)]
+        prompts = [replace(template, document=form(text + suffix), sample_index=index) for text, index in wanted]
+        completions = self.completer.complete(prompts, progress=progress)
+        made: list[Any] = self._films(completions, target) if video else self._pictures(completions)
+        return [
+            replace(each, prompt=text, seed=seed, sample_index=index)
+            for each, (text, index) in zip(made, wanted, strict=True)
+        ]
+
+    def ask(
+        self,
+        source: Visual | None,
+        question: str,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+        progress: Report = None,
+    ) -> str:
+        """Answer a question about a picture or film (a path, pixels or a result), or about nothing (None)."""
+        if not question.strip():
+            raise InputError("the question is empty")
+        chosen = self.defaults.answer_temperature if temperature is None else temperature
+        limit = self.defaults.max_answer_tokens if max_new_tokens is None else max_new_tokens
+        if limit < 1:
+            raise InputError(f"max_new_tokens is {limit}; it must be at least 1")
+        prompt = Prompt(
+            document=formats.question_answering(None if source is None else self._segment(source), _bare(question)),
+            sampling=self._sampling(1.0, chosen, top_k, top_p),
+            seed=seed,
+            max_new_tokens=limit,
+        )
+        return self.completer.complete([prompt], progress=progress)[0].text
+
+    def extend(
+        self,
+        film: Visual,
+        num_frames: int | None = None,
+        *,
+        caption: str = "",
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        progress: Report = None,
+    ) -> Film:
+        """Continue a film by ``num_frames`` frames; return it whole, at the model's frame size.
+
+        The model looks back on the last ``defaults.given_frames`` frames and writes windows of ``defaults.num_frames``;
+        a longer continuation is made window by window, each looking back on the one before.
+        """
+        codec, source = self._needed_codec(), read_film(film, self.defaults.fps)
+        clip, window = codec.clip_frames, self.defaults.num_frames
+        given = min(self.defaults.given_frames, len(source.frames)) // clip
+        wanted = window - given * clip if num_frames is None else num_frames
+        if not given:
+            raise InputError(f"a film of {len(source.frames)} frames is too short to extend: {clip} are needed")
+        if wanted < 1:
+            raise InputError(f"num_frames is {wanted}; it must be at least 1")
+        codes, token_ids = codec.encode_film(source.frames[-given * clip :]), list[int]()
+        scale = self.defaults.extend_guidance_scale if guidance_scale is None else guidance_scale
+        template = Prompt(
+            document=formats.text_to_video(""),
+            next=VideoSize(height=codes.shape[1], width=codes.shape[2], num_frames=window, fps=source.fps),
+            sampling=self._sampling(scale, temperature, top_k, top_p),
+            seed=seed,
+        )
+        while (len(codes) - given) * clip < wanted:
+            last = Video(codes=codes[-given:], fps=source.fps)
+            prompt = replace(
+                template,
+                document=formats.video_prediction(last, given, caption),
+                negative=formats.video_prediction(last, given, self.defaults.negative_prompt) if scale != 1 else None,
+                sample_index=len(codes),
+            )
+            completion = self.completer.complete([prompt], progress=progress)[0]
+            codes = np.concatenate([codes, _codes(completion)[given:]])
+            token_ids += completion.token_ids
+        old = np.stack([codec.policy.resize(frame) for frame in source.frames])
+        frames = np.concatenate([old, codec.decode_film(codes[given:])[:wanted]])
+        return Film(frames=frames, fps=source.fps, codes=codes, token_ids=token_ids, prompt=caption, seed=seed)
+
+    def edit(
+        self,
+        source: Visual | Sequence[Visual],
+        instruction: str,
+        *,
+        size: Size = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        progress: Report = None,
+    ) -> Picture:
+        """Make a picture from one or several pictures and an instruction; of the first one's size unless given."""
+        if not instruction.strip():
+            raise InputError("the instruction is empty: say what is to be changed")
+        if isinstance(source, Sequence) and not isinstance(source, str) and not source:
+            raise InputError("no picture to edit was given")
+        several = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
+        grids = self._needed_codec().encode_pictures([read_picture(each) for each in several])
+        images = [Image(codes=codes) for codes in grids]
+        scale = self.defaults.edit_guidance_scale if guidance_scale is None else guidance_scale
+        unwanted = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
+        prompt = Prompt(
+            document=formats.editing(images, instruction),
+            next=ImageSize(height=len(grids[0]), width=grids[0].shape[1]) if size is None else self._picture_size(size),
+            negative=formats.editing(images, unwanted) if scale != 1 else None,
+            sampling=self._sampling(scale, temperature, top_k, top_p),
+            seed=seed,
+        )
+        completions = self.completer.complete([prompt], progress=progress)
+        return replace(self._pictures(completions)[0], prompt=instruction, seed=seed)
+
+    def reconstruct(self, source: Visual) -> Picture | Film:
+        """Return what remains of a picture or film after the vision tokenizer: pixels to codes and back."""
+        codec, visual = self._needed_codec(), read_visual(source, self.defaults.fps)
+        if isinstance(visual, media.Film):
+            codes = codec.encode_film(visual.frames)
+            return Film(frames=codec.decode_film(codes, len(visual.frames)), fps=visual.fps, codes=codes)
+        codes = codec.encode_picture(visual)
+        return Picture(pixels=codec.decode_picture(codes), codes=codes)
+
+    def _sampling(
+        self, guidance_scale: float, temperature: float | None, top_k: int | None, top_p: float | None
+    ) -> SamplingConfig:
+        defaults = self.defaults
+        return SamplingConfig(
+            temperature=defaults.temperature if temperature is None else temperature,
+            top_k=defaults.top_k if top_k is None else top_k,
+            top_p=defaults.top_p if top_p is None else top_p,
+            guidance_scale=guidance_scale,
+        )
+
+    def _needed_codec(self) -> VisionCodec:
+        if self.codec is None:
+            raise InputError(
+                "this checkpoint has no vision tokenizer: give its folder or hub id as well "
+                '(vision_tokenizer="BAAI/Emu3-VisionTokenizer" for Emu3)'
+            )
+        return self.codec
+
+    def _picture_size(self, size: Size) -> ImageSize:
+        factor = self._needed_codec().spatial_factor
+        height, width = pixel_size(size, self.defaults, factor)
+        return ImageSize(height=height // factor, width=width // factor)
+
+    def _film_size(self, size: Size, num_frames: int | None, fps: float | None) -> VideoSize:
+        grid = self._picture_size(size)
+        length = self.defaults.num_frames if num_frames is None else num_frames
+        if length < 1:
+            raise InputError(f"num_frames is {length}; it must be at least 1")
+        rate = self.defaults.fps if fps is None else fps
+        return VideoSize(height=grid.height, width=grid.width, num_frames=length, fps=rate)
+
+    def _segment(self, source: Visual) -> Image | Video:
+        codec, visual = self._needed_codec(), read_visual(source, self.defaults.fps)
+        if isinstance(visual, media.Film):
+            return Video(codes=codec.encode_film(visual.frames), fps=visual.fps, num_frames=len(visual.frames))
+        return Image(codes=codec.encode_picture(visual))
+
+    def _pictures(self, completions: Sequence[Completion]) -> list[Picture]:
+        grids = [_codes(completion) for completion in completions]
+        decoded = self._needed_codec().decode_pictures(grids)
+        return [
+            Picture(pixels=pixels, codes=codes, token_ids=completion.token_ids)
+            for pixels, codes, completion in zip(decoded, grids, completions, strict=True)
+        ]
+
+    def _films(self, completions: Sequence[Completion], size: ImageSize | VideoSize) -> list[Film]:
+        assert isinstance(size, VideoSize)
+        return [
+            Film(
+                frames=self._needed_codec().decode_film(_codes(completion), size.num_frames),
+                fps=size.fps,
+                codes=_codes(completion),
+                token_ids=completion.token_ids,
+            )
+            for completion in completions
+        ]
+
+
+def _codes(completion: Completion) -> np.ndarray:
+    assert completion.codes is not None, "a text answer has no codes"
+    return completion.codes
+
+
+def _bare(question: str) -> str:
+    """Drop a full stop at the end: the chat template writes its own after every question."""
+    return question.strip().removesuffix(".").rstrip()
