@@ -95,8 +95,9 @@ class NextTokenTask:
         metrics = {"loss": Mean(loss.detach(), weight)} | self._by_modality(microbatch, nll_N)
         if self.config.logit_probe:
             with torch.no_grad():
-                probed = self.model.logits(hidden_BTD.flatten(0, 1)[: self.config.logit_probe].float())
-                metrics["largest_logit"] = Mean(probed.abs().max())
+                probed_ND = hidden_BTD.flatten(0, 1)[: self.config.logit_probe].detach()
+                logits = torch.nn.functional.linear(probed_ND, self.model.lm_head.weight.to(probed_ND.dtype))
+                metrics["largest_logit"] = Mean(logits.abs().max().float())
         return metrics
 
     def optimizer_step(self, learning_rate: float) -> dict[str, Mean]:
@@ -155,7 +156,7 @@ class NextTokenTask:
         labels, counted = np.asarray(microbatch.labels).ravel(), np.asarray(microbatch.loss_weights).ravel() > 0
         special, vision = self.vocabulary.special, self.vocabulary.vision
         kinds = np.where(labels >= vision.start, 2, np.where(labels >= special.start, 1, 0)) * counted
-        totals = torch.zeros(len(MODALITIES), device=self.device).index_add_(0, self._to_device(kinds), nll_N)
+        totals = nll_N.new_zeros(len(MODALITIES)).index_add_(0, self._to_device(kinds), nll_N)
         counts = np.bincount(kinds[counted], minlength=len(MODALITIES)).tolist()
         return {f"loss_{name}": Mean(totals[i], float(counts[i])) for i, name in enumerate(MODALITIES) if counts[i] > 0}
 

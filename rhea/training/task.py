@@ -47,7 +47,8 @@ class TaskState:
         try:
             module.load_state_dict(self.group(prefix))
         except RuntimeError as error:
-            raise InputError(f"the checkpoint is of another {type(module).__name__}: {error}") from error
+            detail = " ".join(str(error).split())  # torch writes a line per tensor
+            raise InputError(f"the checkpoint is of another {type(module).__name__}: {detail}") from error
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

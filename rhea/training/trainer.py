@@ -178,6 +178,8 @@ def _check(config: TrainerConfig) -> None:
     for name in ("total_steps", "microbatches_per_step", "checkpoint_every", "keep_last", "log_every"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.sample_every < 0:
+        raise InputError(f"sample_every must be 0 or more, got {config.sample_every}")
     check_schedule(config.schedule, config.total_steps)
 
 

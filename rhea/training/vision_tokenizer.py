@@ -59,6 +59,8 @@ class VisionTokenizerTaskConfig:
     """Decay of the weight average used for samples and export; None keeps none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the networks under autocast; weights, codebook distances and losses stay float32."""
+    seed: int = 0
+    """Of the discriminator's first weights."""
 
 
 class VisionTokenizerTask:
@@ -87,10 +89,12 @@ class VisionTokenizerTask:
         self.perceptual = (perceptual or PerceptualNetwork()).to(self.device) if config.perceptual_weight else None
         self.discriminator: Discriminator | None = None
         if config.discriminator is not None:
-            self.discriminator = Discriminator(config.discriminator).to(self.device)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                self.discriminator = Discriminator(config.discriminator).to(self.device)
             self.discriminator_optimizer = Optimizer(config.optimizer, self.discriminator.named_parameters())
         self.updates = 0
-        self._samples, self._latest = samples, samples
+        self._samples, self._latest = samples, samples  # the latter follows the run if there are none given
         self._weight = 0.0
         self._loss = torch.zeros((), device=self.device)
 
@@ -101,7 +105,8 @@ class VisionTokenizerTask:
 
     def train_microbatch(self, microbatch: dict[str, Any]) -> dict[str, Mean]:
         """Add the gradients of both sides, summed over frames."""
-        self._latest = microbatch
+        if self._samples is None:
+            self._latest = microbatch
         targets = self._pixels(microbatch)
         with self._autocast():
             latents = [self.model.encode_latents(target) for target in targets]
