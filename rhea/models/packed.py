@@ -31,27 +31,34 @@ class PackedLinear:
     def __init__(self, linears: Sequence[nn.Linear], start: int = 0, stop: int | None = None) -> None:
         self._linears = tuple(linears)
         self._rows = slice(start, stop)
-        self._pack()
+        self._packed: Tensor | None = None
+        self._packed_from: list[tuple[int, int]] = []
 
     def _stamp(self) -> list[tuple[int, int]]:
+        """Return what changes when the weights do."""
         weights = [linear.weight for linear in self._linears]
         return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
 
     @torch.no_grad()
-    def _pack(self) -> None:
-        self._packed_from = self._stamp()
-        weight = torch.cat([linear.weight for linear in self._linears]) if len(self._linears) > 1 else None
-        weight = (self._linears[0].weight if weight is None else weight)[self._rows]
-        self._out_features = weight.shape[0]
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+    def _stacked(self) -> Tensor:
+        weights = [linear.weight for linear in self._linears]
+        return (weights[0] if len(weights) == 1 else torch.cat(weights))[self._rows].detach()
+
+    def _refresh(self) -> None:
+        stamp = self._stamp()
+        if stamp != self._packed_from:
+            self._packed_from, self._packed = stamp, None
+            if can_pack(self._linears[0]):
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(self._stacked().contiguous(), None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x times the transposed matrix, [..., rows]."""
-        if self._stamp() != self._packed_from:
-            self._pack()
+        self._refresh()
+        if self._packed is None:
+            return F.linear(x, self._stacked())
         rows_ND = x.reshape(-1, x.shape[-1])
         count = rows_ND.shape[0]
         if count < _FEWEST_ROWS:
             rows_ND = F.pad(rows_ND, (0, 0, 0, _FEWEST_ROWS - count))
         output = torch.ops.mkldnn._linear_pointwise(rows_ND, self._packed, None, "none", [], "")
-        return output[:count].view(*x.shape[:-1], self._out_features)
+        return output[:count].view(*x.shape[:-1], output.shape[-1])

@@ -52,7 +52,7 @@ class TransformerConfig:
     init_std: float = 0.02
     """Standard deviation of every matrix at initialisation."""
     pad_id: int | None = None
-    """This row of the embedding starts as zeros."""
+    """This row of the embedding starts as zeros and is never trained."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens: nn.Embedding | None = nn.Embedding(config.vocab_size, config.dim)
+        self.embed_tokens: nn.Embedding | None = nn.Embedding(config.vocab_size, config.dim, padding_idx=config.pad_id)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm: RMSNorm | None = RMSNorm(config.dim, config.norm_eps)
         self.lm_head: nn.Linear | None = nn.Linear(config.dim, config.vocab_size, bias=False)
