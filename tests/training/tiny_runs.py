@@ -190,6 +190,8 @@ def run_in_child(spec: dict[str, Any]) -> int:
 
 def main() -> None:
     """Run all specifications, each in a process of its own: forked, because starting torch anew takes seconds."""
+    import torch._dynamo  # every optimizer does this, and it takes a second
+
     torch.set_num_threads(1)
     children = {}
     for name, spec in json.loads(sys.argv[1]).items():
