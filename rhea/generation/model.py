@@ -253,6 +253,8 @@ class Rhea:
         if length < 1:
             raise InputError(f"num_frames is {length}; it must be at least 1")
         rate = self.defaults.fps if fps is None else fps
+        if not 1 <= rate <= 1000:
+            raise InputError(f"fps is {rate}; it must be between 1 and 1000 frames per second")
         return VideoSize(height=grid.height, width=grid.width, num_frames=length, fps=rate)
 
     def _segment(self, source: Visual) -> Image | Video:

@@ -1,5 +1,7 @@
 """What comes out of generation, and what may go in: pictures and films, each with the story of how it was made."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,18 @@ class Film:
     def save(self, path: str | Path) -> None:
         """Write MP4 or GIF, by the extension."""
         media.write_film(path, self.frames, self.fps)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
+    """Lay pictures of one size out in a nearly square grid on white, uint8 [H, W, 3]."""
+    height, width = pictures[0].shape[:2]
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for index, pixels in enumerate(pictures):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = pixels
+    return sheet
 
 
 Visual = str | Path | np.ndarray | PillowImage.Image | Picture | Film | media.Film

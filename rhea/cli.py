@@ -1,0 +1,458 @@
+"""The command line: ``rhea COMMAND --help`` explains each command with an example.
+
+Nothing heavy is imported before a command runs, so help is instant. Whatever the user can set right (a missing file, a
+bad size, a damaged checkpoint) ends with one line on standard error and exit code 2; Ctrl-C ends with 130; output files
+appear whole or not at all. Answers and descriptions go to standard output, everything else to standard error.
+"""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from rhea.errors import InputError
+
+if TYPE_CHECKING:
+    from rhea.generation.model import Rhea
+    from rhea.generation.plain import Progress
+    from rhea.generation.results import Film, Picture
+
+_SETTINGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model answers, and where it runs."""
+
+    checkpoint: Annotated[str | None, arg(metavar="FOLDER|ID")] = None
+    """Checkpoint folder in any layout, or an id on the Hugging Face hub; the default model if not given."""
+    vision_tokenizer: Annotated[str | None, arg(metavar="FOLDER|ID")] = None
+    """A second folder or id, for releases that keep the vision tokenizer apart."""
+    device: Annotated[str | None, arg(metavar="NAME")] = None
+    """cpu or cuda; by default the GPU if there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision of the transformer; chosen by size and device if not given."""
+
+    def load(self) -> "Rhea":
+        """Load the model."""
+        from rhea.generation.loading import load_model
+
+        return load_model(self.checkpoint, device=self.device, dtype=self.dtype, vision_tokenizer=self.vision_tokenizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are drawn; what is not given is the checkpoint's own default."""
+
+    temperature: Annotated[float | None, arg(metavar="T")] = None
+    """0 always takes the most probable token."""
+    top_k: Annotated[int | None, arg(metavar="K")] = None
+    """Draw from the K most probable tokens; 0 from all."""
+    top_p: Annotated[float | None, arg(metavar="P")] = None
+    """Draw from the most probable tokens that together have this probability."""
+    seed: int = 0
+    """Another seed gives another result; the same seed the same."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return them as keyword arguments of the model's methods."""
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions(SamplingOptions):
+    """How tokens are drawn; what is not given is the checkpoint's own default."""
+
+    guidance_scale: Annotated[float | None, arg(metavar="SCALE")] = None
+    """How much more to follow the prompt than not; 1 is off and twice as fast."""
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"guidance_scale": self.guidance_scale}
+
+
+def generate(
+    prompt: Annotated[str, Positional, arg(metavar="PROMPT")],
+    output: Path = Path("picture.png"),
+    size: Annotated[str | None, arg(metavar="WxH|W:H")] = None,
+    samples: int = 1,
+    sheet: bool = False,
+    num_frames: Annotated[int | None, arg(metavar="N")] = None,
+    fps: Annotated[float | None, arg(metavar="RATE")] = None,
+    negative_prompt: Annotated[str | None, arg(metavar="TEXT")] = None,
+    sampling: GuidanceOptions = GuidanceOptions(),
+    model: ModelOptions = ModelOptions(),
+) -> None:
+    """Make pictures or a film from a text.
+
+    $ rhea generate "a small red circle and a large blue square" --samples 4 --output red.png
+
+    $ rhea generate "a green star moving to the right" --output star.mp4
+
+    Args:
+        prompt: What is to be seen.
+        output: A picture (.png .jpg .webp) or, by the extension, a film (.mp4 .gif). Several samples are numbered.
+        size: Width x height in pixels ("640x480"), or an aspect ratio ("16:9").
+        samples: How many to make.
+        sheet: Put all samples into one picture.
+        num_frames: Length of a film.
+        fps: Frames per second of a film.
+        negative_prompt: What is not to be seen.
+    """
+    video = _is_film(output)
+    if sheet and video:
+        raise InputError("--sheet lays pictures side by side; films are numbered instead")
+    loaded = model.load()
+    with _progress("drawing") as progress:
+        made = loaded.generate(
+            prompt,
+            size=size,
+            video=video,
+            num_frames=num_frames,
+            fps=fps,
+            samples=samples,
+            negative_prompt=negative_prompt,
+            progress=progress,
+            **sampling.settings(),
+        )
+    if sheet:
+        from rhea.generation.results import contact_sheet
+        from rhea.media import write_picture
+
+        write_picture(output, contact_sheet([each.pixels for each in made]))  # type: ignore[union-attr]
+        _say(f"wrote {output}")
+    else:
+        _save(made, output)
+
+
+def ask(
+    source: Annotated[Path, Positional, arg(metavar="FILE")],
+    question: Annotated[str, Positional, arg(metavar="QUESTION")],
+    max_new_tokens: Annotated[int | None, arg(metavar="N")] = None,
+    sampling: SamplingOptions = SamplingOptions(),
+    model: ModelOptions = ModelOptions(),
+) -> None:
+    """Ask a question about a picture or film; the answer goes to standard output.
+
+    $ rhea ask picture.png "What colour is the circle?"
+
+    Args:
+        source: Picture or film.
+        question: The question.
+        max_new_tokens: Longest answer, in tokens.
+    """
+    loaded = model.load()
+    answer = loaded.ask(source, question, max_new_tokens=max_new_tokens, **sampling.settings())
+    _say_what_it_knows(loaded)
+    print(answer)
+
+
+def extend(
+    film: Annotated[Path, Positional, arg(metavar="FILM")],
+    output: Path = Path("longer.mp4"),
+    num_frames: Annotated[int | None, arg(metavar="N")] = None,
+    caption: str = "",
+    sampling: GuidanceOptions = GuidanceOptions(),
+    model: ModelOptions = ModelOptions(),
+) -> None:
+    """Go on with a film: predict the frames that follow its last ones.
+
+    $ rhea extend film.mp4 --num-frames 12 --output longer.mp4
+
+    Args:
+        film: The film.
+        output: The whole film, old and new frames (.mp4 .gif).
+        num_frames: How many frames to add; by default as many as the model does at once.
+        caption: What the film shows, if that should be told.
+    """
+    if not _is_film(output):
+        raise InputError(f"cannot write a film to {output}: the extension must be .mp4 or .gif")
+    loaded = model.load()
+    with _progress("drawing") as progress:
+        longer = loaded.extend(film, num_frames, caption=caption, progress=progress, **sampling.settings())
+    _say_what_it_knows(loaded)
+    _save([longer], output)
+
+
+def edit(
+    picture: Annotated[Path, Positional, arg(metavar="PICTURE")],
+    instruction: Annotated[str, Positional, arg(metavar="INSTRUCTION")],
+    output: Path = Path("edited.png"),
+    more_pictures: Annotated[tuple[Path, ...], arg(metavar="PATH")] = (),
+    size: Annotated[str | None, arg(metavar="WxH|W:H")] = None,
+    sampling: GuidanceOptions = GuidanceOptions(),
+    model: ModelOptions = ModelOptions(),
+) -> None:
+    """Change a picture by an instruction.
+
+    $ rhea edit picture.png "make the circle red" --output edited.png
+
+    Args:
+        picture: The picture to start from.
+        instruction: What to change.
+        output: The result (.png .jpg .webp).
+        more_pictures: Further pictures, for models that take several.
+        size: Of the result; by default that of the picture.
+    """
+    if _is_film(output):
+        raise InputError(f"an edit gives a picture; {output} has the extension of a film")
+    loaded = model.load()
+    with _progress("drawing") as progress:
+        edited = loaded.edit(
+            [picture, *more_pictures], instruction, size=size, progress=progress, **sampling.settings()
+        )
+    _say_what_it_knows(loaded)
+    _save([edited], output)
+
+
+def reconstruct(
+    source: Annotated[Path, Positional, arg(metavar="FILE")],
+    output: Path | None = None,
+    model: ModelOptions = ModelOptions(),
+) -> None:
+    """Turn a picture or film into visual tokens and back, to see what the vision tokenizer keeps.
+
+    $ rhea reconstruct photo.jpg --output back.png
+
+    Args:
+        source: Picture or film.
+        output: By default the source's name with "-reconstructed", as .png or .mp4.
+    """
+    from rhea.media import is_film
+
+    film = is_film(source)
+    target = output or source.with_name(f"{source.stem}-reconstructed{'.mp4' if film else '.png'}")
+    if _is_film(target) is not film:
+        raise InputError(f"{source} is a {'film' if film else 'picture'}; {target} has the extension of the other")
+    loaded = model.load()
+    result = loaded.reconstruct(source)
+    _say_what_it_knows(loaded)
+    _say(f"{result.codes.size} visual tokens, grid {' x '.join(map(str, result.codes.shape))}")
+    _save([result], target)
+
+
+def train(recipe: Annotated[str, Positional, arg(metavar="RECIPE")], output: Path = Path("runs/RECIPE")) -> None:
+    """Run a training recipe in a folder, or go on with the run that is there.
+
+    $ rhea train debug --output runs/debug --trainer.total-steps 20
+
+    The recipes are debug (seconds), default-tokenizer and default-model. Every value of a recipe can be overridden by
+    its dotted name: "rhea train debug --help" lists those of debug.
+
+    Args:
+        recipe: Name of the recipe.
+        output: Folder of the run: checkpoints, metrics, samples.
+    """
+    raise AssertionError("main hands train over to _train, which knows the recipe's own options")
+
+
+def evaluate(
+    benchmark: Positional[Literal["shapes"]],
+    scenes: int = 200,
+    output: Path | None = None,
+    seed: int = 0,
+    model: ModelOptions = ModelOptions(),
+) -> None:
+    """Grade a checkpoint on fresh scenes of the shapes world; every figure beside its ceiling and its chance level.
+
+    $ rhea evaluate shapes --scenes 200 --output report.json
+
+    Args:
+        benchmark: What to measure.
+        scenes: Scenes per figure; more are slower and surer.
+        output: Also write the report there, as JSON.
+        seed: Of the scenes and of the sampling; no training seed, whichever you take.
+    """
+    from rhea.evaluation.report import table
+    from rhea.evaluation.shapes import ShapesBenchmark, evaluate_shapes
+    from rhea.io import write_json
+    from rhea.logging import console
+
+    if output is not None and output.suffix != ".json":
+        raise InputError(f"the report is written as JSON; {output} must end in .json")
+    loaded = model.load()
+    with _progress("evaluating") as progress:
+        report = evaluate_shapes(loaded, ShapesBenchmark(scenes=scenes, seed=seed), progress=progress)
+    console().print(table(report))
+    if output is not None:
+        write_json(output, report.to_json())
+        _say(f"wrote {output}")
+
+
+def inspect(checkpoint: Annotated[str, Positional, arg(metavar="FOLDER|ID")]) -> None:
+    """Say what a checkpoint is: layout, sizes, parameters, vocabulary, what it was trained on.
+
+    $ rhea inspect BAAI/Emu3-Gen
+
+    Args:
+        checkpoint: Folder in any layout, or an id on the Hugging Face hub.
+    """
+    from rhea.checkpoints.inspect import describe_checkpoint
+
+    print("\n".join(describe_checkpoint(checkpoint).lines()))
+
+
+def convert(
+    source: Annotated[str, Positional, arg(metavar="FOLDER|ID")],
+    target: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    layout: Literal["rhea", "hf"] = "rhea",
+    vision_tokenizer: Annotated[str | None, arg(metavar="FOLDER|ID")] = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint in another layout, tensor by tensor; the values stay what they are.
+
+    $ rhea convert BAAI/Emu3-Gen emu3 --layout hf --vision-tokenizer BAAI/Emu3-VisionTokenizer
+
+    Args:
+        source: Folder in any layout, or an id on the Hugging Face hub.
+        target: New folder.
+        layout: Ours, or that of transformers' Emu3 classes.
+        vision_tokenizer: A second source, whose vision tokenizer is put beside the transformer.
+        overwrite: Replace a checkpoint that is in the target folder.
+    """
+    from rhea.checkpoints.save import convert_checkpoint
+
+    convert_checkpoint(source, target, layout, vision_tokenizer=vision_tokenizer, overwrite=overwrite)
+    _say(f"wrote {target}")
+
+
+def demo(output: Path = Path("demo"), model: ModelOptions = ModelOptions()) -> None:
+    """Show everything the default model can do: a folder of pictures, answers, an edit and films, and a page of them.
+
+    $ rhea demo --output demo
+
+    Args:
+        output: Folder; open its index.html.
+    """
+    from rhea.evaluation.demo import build_demo
+
+    with _progress("drawing") as progress:
+        page = build_demo(model.load(), output, progress=progress)
+    _say(f"open {page}")
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    function.__name__: function
+    for function in (generate, ask, extend, edit, reconstruct, train, evaluate, inspect, convert, demo)
+}
+_RECIPES = {
+    "debug": ("rhea.recipes.debug", "debug"),
+    "default-tokenizer": ("rhea.recipes.default_tokenizer", "default_tokenizer"),
+    "default-model": ("rhea.recipes.default_model", "default_model"),
+}
+_DESCRIPTION = (
+    "Rhea: pictures, films and answers by next-token prediction. Start with: rhea demo. Examples: rhea COMMAND --help"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if given[0] == "--version":
+            print(f"rhea {importlib.import_module('rhea').__version__}")
+        elif given[0] == "train" and len(given) > 1 and not given[1].startswith("-"):
+            return _train(given[1], given[2:])
+        else:
+            commands = _summaries() if given[0] in ("-h", "--help") else _COMMANDS
+            tyro.extras.subcommand_cli_from_dict(
+                commands, prog="rhea", description=_DESCRIPTION, args=given, config=_SETTINGS
+            )
+    except InputError as error:
+        return _failed(str(error))
+    except OSError as error:
+        return _failed(f"{error.filename or 'file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        _say("rhea: interrupted")
+        return 130
+    return 0
+
+
+def _summaries() -> dict[str, Callable[..., None]]:
+    """Return commands that only have the first sentence of their help, for the list of all."""
+
+    def summary(command: Callable[..., None]) -> Callable[..., None]:
+        def run() -> None: ...
+
+        run.__doc__ = (command.__doc__ or "").splitlines()[0]
+        return run
+
+    return {name: summary(command) for name, command in _COMMANDS.items()}
+
+
+def _failed(message: str) -> int:
+    print("rhea: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _train(name: str, rest: list[str]) -> int:
+    if name not in _RECIPES:
+        raise InputError(f"no recipe is called {name!r}; there are {', '.join(_RECIPES)}")
+    module, function = _RECIPES[name]
+    recipe = getattr(importlib.import_module(module), function)()
+
+    def run(recipe: Any, output: Path) -> bool:
+        return bool(recipe.run(output))
+
+    run.__annotations__["recipe"] = type(recipe)
+    run.__defaults__ = (recipe, Path("runs") / name)
+    from rhea.training.task import TrainingError
+
+    try:
+        complete = tyro.cli(run, prog=f"rhea train {name}", args=rest, config=_SETTINGS)
+    except TrainingError as error:
+        _failed(str(error))
+        return 1
+    return 0 if complete else 130
+
+
+def _is_film(output: Path) -> bool:
+    """Tell a film from a picture by the extension, before any work is done."""
+    from rhea.media import FILM_SUFFIXES, PICTURE_SUFFIXES
+
+    suffix = output.suffix.lower()
+    if suffix not in (*FILM_SUFFIXES, *PICTURE_SUFFIXES):
+        known = ", ".join((*PICTURE_SUFFIXES, *FILM_SUFFIXES))
+        raise InputError(f"cannot tell what to write to {output}: the extension must be one of {known}")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder")
+    return suffix in FILM_SUFFIXES
+
+
+def _save(made: "Sequence[Picture | Film]", output: Path) -> None:
+    digits = len(str(len(made)))
+    for number, each in enumerate(made, 1):
+        path = output if len(made) == 1 else output.with_stem(f"{output.stem}-{number:0{digits}}")
+        each.save(path)
+        _say(f"wrote {path}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _say_what_it_knows(model: "Rhea") -> None:
+    if model.trained_on:
+        _say(f"note: this model was trained on {model.trained_on}")
+
+
+@contextlib.contextmanager
+def _progress(task: str) -> Iterator["Callable[[Progress], None]"]:
+    """Show a bar with tokens per second while the block runs."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from rhea.logging import console
+
+    rate = TextColumn("{task.fields[rate]:,.0f} tokens/s")
+    columns = (TextColumn(task), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=console(), transient=True) as bar:
+        shown = bar.add_task(task, total=None, rate=0.0)
+        yield lambda told: bar.update(shown, total=told.max_tokens, completed=told.tokens, rate=told.tokens_per_second)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

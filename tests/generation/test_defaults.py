@@ -1,0 +1,81 @@
+"""Sizes as people write them, and where a checkpoint's defaults come from."""
+
+import pytest
+from tiny_model import GENERATION, tiny_checkpoint
+
+from rhea.checkpoints.configs import CheckpointConfig
+from rhea.errors import InputError
+from rhea.generation.defaults import EMU3_DEFAULTS, GenerationDefaults, defaults_of, pixel_size
+from rhea.models.transformer import TransformerConfig
+from rhea.tokenizers.vision import PixelPolicy
+from rhea.tokenizers.vocabulary import EMU3_VOCABULARY
+
+EMU3_SIZES = {
+    "1:1": (90, 90),
+    "4:3": (78, 104),
+    "3:4": (104, 78),
+    "16:9": (68, 120),
+    "9:16": (120, 68),
+    "3:2": (73, 110),
+}
+
+
+def test_sizes_as_written() -> None:
+    defaults = GenerationDefaults()
+    assert pixel_size(None, defaults, 8) == (64, 64)
+    assert pixel_size("640x480", defaults, 8) == (480, 640)
+    assert pixel_size(" 640 × 480 ", defaults, 8) == (480, 640)
+    assert pixel_size((480, 640), defaults, 8) == (480, 640)
+
+
+@pytest.mark.parametrize("ratio", EMU3_SIZES)
+def test_ratios_give_the_grids_of_the_released_demo(ratio: str) -> None:
+    height, width = pixel_size(ratio, EMU3_DEFAULTS, 8)
+    assert (height // 8, width // 8) == EMU3_SIZES[ratio]
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("60x64", "near are 56x64, 64x64"),
+        ((65, 63), "near are 56x64, 56x72, 64x64, 64x72"),
+        ("0x64", "near are 8x64"),
+        ("large", "WIDTHxHEIGHT"),
+        ("64", "WIDTHxHEIGHT"),
+        ("0:3", "aspect ratio 0:3"),
+        ((64,), "must be"),
+    ],
+)
+def test_other_sizes_are_refused_with_advice(size: str | tuple[int, ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        pixel_size(size, GenerationDefaults(), 8)
+
+
+def test_a_checkpoints_own_words_come_first() -> None:
+    defaults = defaults_of(tiny_checkpoint().config)
+    assert (defaults.height, defaults.width) == (GENERATION["height"], GENERATION["width"])
+    assert defaults.negative_prompt == ""
+
+
+def test_the_released_emu3_has_its_demos_settings() -> None:
+    transformer = TransformerConfig(
+        vocab_size=184622,
+        dim=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        ffn_dim=8,
+        max_seq_len=9216,
+    )
+    config = CheckpointConfig(transformer=transformer, vocabulary=EMU3_VOCABULARY)
+    assert defaults_of(config) == EMU3_DEFAULTS
+    stage1 = CheckpointConfig(
+        transformer=transformer, vocabulary=EMU3_VOCABULARY, pixels=PixelPolicy(), generation={"image_area": 262144}
+    )
+    assert (defaults_of(stage1).height, defaults_of(stage1).width) == (512, 512)
+
+
+def test_unknown_settings_are_named() -> None:
+    with pytest.raises(InputError, match="warmth"):
+        defaults_of(tiny_checkpoint(warmth=3).config)

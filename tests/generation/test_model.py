@@ -1,0 +1,186 @@
+"""The five methods on a tiny random model: shapes, reproducibility, and every refusal."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PillowImage
+from tiny_model import TRAINED_ON, save_tiny_checkpoint, tiny_checkpoint
+
+import rhea
+from rhea import media
+from rhea.errors import InputError
+from rhea.generation import loading
+from rhea.generation.model import Rhea
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+FRAMES = np.random.default_rng(1).integers(0, 256, (10, 32, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> Rhea:
+    return Rhea(tiny_checkpoint())
+
+
+def test_pictures(model: Rhea, tmp_path: Path) -> None:
+    pictures = model.generate("a small red circle", samples=3, seed=4)
+    assert [picture.sample_index for picture in pictures] == [0, 1, 2]
+    for picture in pictures:
+        assert isinstance(picture, rhea.Picture)
+        assert picture.pixels.shape == (32, 24, 3)
+        assert picture.codes.shape == (4, 3)
+        assert len(picture.token_ids) == 4 * 4 + 3
+        assert (picture.prompt, picture.seed) == ("a small red circle", 4)
+    assert len({picture.codes.tobytes() for picture in pictures}) == 3
+    pictures[0].save(tmp_path / "picture.png")
+    assert (np.asarray(PillowImage.open(tmp_path / "picture.png")) == pictures[0].pixels).all()
+    assert pictures[0].image.size == (24, 32)
+
+
+def test_a_seed_means_the_same_alone_and_in_a_batch(model: Rhea) -> None:
+    together = model.generate(["red", "a small blue circle"], samples=2, seed=1, size="32x16")
+    alone = model.generate("a small blue circle", samples=2, seed=1, size=(16, 32))
+    assert [picture.token_ids for picture in together[2:]] == [picture.token_ids for picture in alone]
+    assert [picture.prompt for picture in together] == ["red", "red", "a small blue circle", "a small blue circle"]
+    other = model.generate("a small blue circle", seed=2, size=(16, 32))
+    assert other[0].token_ids != alone[0].token_ids
+
+
+def test_settings_matter(model: Rhea) -> None:
+    base = model.generate("red", seed=1)[0].token_ids
+    changes: list[dict[str, Any]] = [
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 6.0},
+        {"negative_prompt": "blue circle"},
+        {"temperature": 0.0},
+        {"top_k": 1},
+    ]
+    different = [model.generate("red", seed=1, **change)[0].token_ids for change in changes]
+    assert all(tokens != base for tokens in different)
+    assert different[3] == different[4]
+
+
+def test_films(model: Rhea, tmp_path: Path) -> None:
+    film = model.generate("two", video=True, size="16x16", num_frames=6, fps=5)[0]
+    assert isinstance(film, rhea.Film)
+    assert film.frames.shape == (6, 16, 16, 3)
+    assert film.codes.shape == (2, 2, 2)
+    assert film.fps == 5
+    film.save(tmp_path / "film.mp4")
+    assert len(media.read_film(tmp_path / "film.mp4").frames) == 6
+    assert model.generate("two", video=True)[0].codes.shape == (2, 4, 3)
+
+
+def test_answers_to_anything_that_holds_pixels(model: Rhea, tmp_path: Path) -> None:
+    media.write_picture(tmp_path / "picture.png", PIXELS)
+    question = "How many objects are there?"
+    answers = {
+        model.ask(source, question)
+        for source in (PIXELS, PillowImage.fromarray(PIXELS), tmp_path / "picture.png", str(tmp_path / "picture.png"))
+    }
+    assert len(answers) == 1
+    assert isinstance(model.ask(FRAMES, question), str)
+    assert isinstance(model.ask(None, question), str)
+    assert model.ask(PIXELS, "What.") == model.ask(PIXELS, "What")
+
+
+def test_a_film_is_extended_window_by_window(model: Rhea) -> None:
+    film = media.Film(frames=FRAMES, fps=5.0)
+    longer = model.extend(film, 9, seed=3)
+    assert longer.frames.shape == (19, 32, 24, 3)
+    assert (longer.frames[:10] == FRAMES).all()
+    assert longer.fps == 5.0
+    assert len(longer.token_ids) == 3 * (4 * 4 + 1 + 2)  # windows of 8 frames, of which 4 are given
+    assert len(model.extend(longer).frames) == 23
+    again = model.extend(film, 4, seed=3)
+    assert (again.frames == longer.frames[:14]).all()
+    assert model.extend(film, 4, seed=3, caption="red", guidance_scale=2.0).frames.shape == (14, 32, 24, 3)
+
+
+def test_edits(model: Rhea) -> None:
+    picture = model.edit(PIXELS, "make it blue", seed=2)
+    assert picture.codes.shape == (2, 4)  # the policy's target for 32 x 48 pixels
+    assert picture.prompt == "make it blue"
+    both = model.edit([PIXELS, model.generate("red")[0]], "make it blue", size="16x16", guidance_scale=2.0)
+    assert both.pixels.shape == (16, 16, 3)
+
+
+def test_reconstruction(model: Rhea) -> None:
+    picture = model.reconstruct(PIXELS)
+    assert isinstance(picture, rhea.Picture)
+    assert picture.codes.shape == (2, 4)
+    assert picture.token_ids == []
+    film = model.reconstruct(FRAMES)
+    assert isinstance(film, rhea.Film)
+    assert film.frames.shape == FRAMES.shape
+    assert film.fps == 8.0
+
+
+def test_refusals(model: Rhea) -> None:
+    refused: list[tuple[str, Any]] = [
+        ("prompt is empty", lambda: model.generate("  ")),
+        ("prompt is empty", lambda: model.generate([])),
+        ("samples", lambda: model.generate("red", samples=0)),
+        ("multiples of 8", lambda: model.generate("red", size="30x30")),
+        ("context", lambda: model.generate("red", size="512x512")),
+        ("context", lambda: model.generate("red " * 200)),
+        ("context", lambda: model.ask(PIXELS, "red " * 300)),
+        ("num_frames", lambda: model.generate("red", video=True, num_frames=0)),
+        ("fps", lambda: model.generate("red", video=True, fps=0.0)),
+        ("temperature", lambda: model.generate("red", temperature=-1.0)),
+        ("question is empty", lambda: model.ask(PIXELS, " ")),
+        ("max_new_tokens", lambda: model.ask(PIXELS, "red", max_new_tokens=0)),
+        ("instruction is empty", lambda: model.edit(PIXELS, "")),
+        ("no picture", lambda: model.edit([], "make it blue")),
+        ("is a film", lambda: model.edit(FRAMES, "make it blue")),
+        ("is a picture", lambda: model.extend(PIXELS, 4)),
+        ("too short", lambda: model.extend(FRAMES[:3], 4)),
+        ("num_frames", lambda: model.extend(FRAMES, 0)),
+        ("sides must be at least 8", lambda: model.reconstruct(PIXELS[:1, :1])),
+        ("aspect ratio", lambda: model.reconstruct(np.zeros((8, 48, 3), np.uint8))),
+        ("not a picture or film", lambda: model.reconstruct(PIXELS.astype(np.float32))),
+        ("no pixels", lambda: model.reconstruct(PIXELS[:0])),
+        ("no such file", lambda: model.ask("nowhere.png", "red")),
+    ]
+    for said, call in refused:
+        with pytest.raises(InputError, match=said):
+            call()
+
+
+def test_parts_that_are_missing_are_named_when_needed() -> None:
+    whole = tiny_checkpoint()
+    alone = replace(whole, vision_tokenizer=None, config=replace(whole.config, vision_tokenizer=None, pixels=None))
+    talker = Rhea(alone)
+    assert isinstance(talker.ask(None, "How many"), str)
+    for call in (lambda: talker.generate("red"), lambda: talker.ask(PIXELS, "red"), lambda: talker.reconstruct(PIXELS)):
+        with pytest.raises(InputError, match="no vision tokenizer"):
+            call()
+    tokenizer = Rhea(replace(whole, transformer=None))
+    assert tokenizer.reconstruct(PIXELS).codes.shape == (2, 4)
+    with pytest.raises(InputError, match="no transformer"):
+        tokenizer.generate("red")
+    with pytest.raises(InputError, match="no text tokenizer"):
+        Rhea(replace(whole, text_tokenizer=None)).generate("red")
+
+
+def test_loading(tmp_path: Path, model: Rhea, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "tiny")
+    loaded = rhea.load(folder)
+    assert loaded.trained_on == TRAINED_ON
+    assert loaded.generate("red", seed=5)[0].token_ids == model.generate("red", seed=5)[0].token_ids
+    with_other = rhea.load(folder, vision_tokenizer=folder, dtype="bfloat16", device="cpu")
+    assert with_other.checkpoint.transformer is not None
+    assert next(with_other.checkpoint.transformer.parameters()).dtype == torch.bfloat16
+    with_other.generate("red")
+    with pytest.raises(InputError, match="device"):
+        rhea.load(folder, device="toaster")
+    with pytest.raises(InputError, match="dtype"):
+        rhea.load(folder, dtype="int3")
+    with pytest.raises(InputError, match="no checkpoint"):
+        rhea.load(tmp_path)
+    monkeypatch.setattr(loading, "DEFAULT_MODEL", tmp_path / "nothing")
+    with pytest.raises(InputError, match="default model is not in this installation"):
+        rhea.load()
