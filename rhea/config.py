@@ -45,7 +45,11 @@ def from_dict(cls: type[T], data: dict[str, Any], path: str = "config") -> T:
     )
     if missing:
         raise InputError(f"{path}: missing keys {missing}")
-    return cls(**{name: _typed(hints[name], value, f"{path}.{name}") for name, value in data.items()})
+    values = {name: _typed(hints[name], value, f"{path}.{name}") for name, value in data.items()}
+    try:
+        return cls(**values)
+    except (ValueError, ArithmeticError) as error:  # what the class itself refuses, or cannot compute with
+        raise InputError(f"{path}: {error}") from None
 
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
