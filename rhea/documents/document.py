@@ -4,7 +4,6 @@ Visual segments hold pixels or codes: ``Document.encoded(codec)`` turns the firs
 written as tokens. Arrays make equality ambiguous, so segments compare by identity.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -12,6 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from rhea.errors import InputError
+
+MIN_FPS, MAX_FPS = 0.001, 960.0
+"""Above about 1,000 frames per second, a duration in thousandths would no longer tell the number of frames."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +52,8 @@ class Video:
 
     def __post_init__(self) -> None:
         _check_arrays("video", self.frames, "frames", 4, self.codes, 3)
-        if not (math.isfinite(self.fps) and 0.001 <= self.fps <= 99999):
-            raise InputError(f"a video's frame rate must be between 0.001 and 99999, got {self.fps}")
+        if not MIN_FPS <= self.fps <= MAX_FPS:
+            raise InputError(f"a video's frame rate must be between {MIN_FPS} and {MAX_FPS}, got {self.fps}")
         if self.frames is not None and self.num_frames is None:
             object.__setattr__(self, "num_frames", len(self.frames))
         if self.num_frames is not None and self.num_frames < 1:

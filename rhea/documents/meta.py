@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rhea.documents.document import ImageSize, VideoSize
+from rhea.documents.document import MAX_FPS, MIN_FPS, ImageSize, VideoSize
 from rhea.errors import InputError
 
 DIGITS = tuple("0123456789")
@@ -42,8 +42,8 @@ def parse_meta(text: str) -> ImageSize | VideoSize:
     if match[3] is None:
         return ImageSize(height=height, width=width)
     num_frames = _num_frames(float(match[3]), float(match[4]))
-    if num_frames < 1:
-        raise InputError(f"size text {text!r} describes a video without frames")
+    if num_frames < 1 or not MIN_FPS <= float(match[3]) <= MAX_FPS:
+        raise InputError(f"size text {text!r} describes no video: no frames, or not {MIN_FPS} to {MAX_FPS} per second")
     return VideoSize(height=height, width=width, num_frames=num_frames, fps=float(match[3]))
 
 
@@ -68,7 +68,7 @@ class MetaLimits:
     """Upper bound for a whole grid with its end-of-line and end-of-frame tokens."""
     videos: bool = True
     max_fps: int = 240
-    """The lower bound is 1."""
+    """At most 960; the lower bound is 1."""
     max_frames: int = 100_000
 
 

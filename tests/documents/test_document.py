@@ -88,6 +88,7 @@ def test_bad_images_are_refused(fields: dict[str, np.ndarray]) -> None:
         {"codes": np.zeros((2, 2), dtype=np.int64)},
         {"frames": np.zeros((0, 8, 8, 3), dtype=np.uint8), "codes": None},
         {"fps": 0.0},
+        {"fps": 961.0},
         {"fps": float("nan")},
         {"fps": float("inf")},
         {"num_frames": 0},

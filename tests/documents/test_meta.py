@@ -39,7 +39,7 @@ def test_video_size_texts(num_frames: int, fps: float, text: str) -> None:
     assert parse_meta(text) == size
 
 
-@given(st.integers(1, 999), st.integers(1, 999), st.integers(1, 100_000), st.integers(100, 240_000))
+@given(st.integers(1, 999), st.integers(1, 999), st.integers(1, 100_000), st.integers(100, 960_000))
 def test_every_size_reads_back(height: int, width: int, num_frames: int, thousandths: int) -> None:
     size = VideoSize(height=height, width=width, num_frames=num_frames, fps=thousandths / 1000)
     text = format_meta(size)
@@ -64,7 +64,15 @@ NO_SIZES = [
     "1٣*3",
     "9" * 99,
 ]
-NO_VIDEOS = ["8*8, ", "8*8, 24 fps", "8*8, 24 fps, 5", "8*8, 24 fps, 0 s", "8*8, 0 fps, 5 s", "8*8, 1 fps, 0.001 s"]
+NO_VIDEOS = [
+    "8*8, 0 fps, 5 s",
+    "8*8, ",
+    "8*8, 24 fps",
+    "8*8, 24 fps, 5",
+    "8*8, 24 fps, 0 s",
+    "8*8, 961 fps, 5 s",
+    "8*8, 1 fps, 0.001 s",
+]
 NO_NUMBERS = ["8*8, 24. fps, 5 s", "8*8, 24.50 fps, 5 s", "8*8, 1.2345 fps, 5 s", "8*8,24 fps,5 s", "8*8, 1e3 fps, 5 s"]
 
 
@@ -80,7 +88,7 @@ def test_anything_else_is_refused(text: str) -> None:
         ImageSize(height=0, width=3),
         ImageSize(height=3, width=1_000_000),
         VideoSize(height=1, width=1, num_frames=0),
-        VideoSize(height=1, width=1, num_frames=1, fps=99999),
+        VideoSize(height=1, width=1, num_frames=1, fps=961),
         VideoSize(height=1, width=1, num_frames=4, fps=0.0001),
     ],
 )

@@ -41,7 +41,7 @@ def unpacked(packed: Packed) -> list[dict[str, Any]]:
 @given(st.lists(documents(), max_size=6))
 def test_packed_documents_equal_one_by_one(several: list[Document]) -> None:
     rendered = [entry for entry in (GRAMMAR.render(document) for document in several) if len(entry.token_ids)]
-    packed = pack(rendered, 260, PAD)
+    packed = pack(rendered, 600, PAD)
     found = dict(zip(sum(packed.origins, ()), unpacked(packed), strict=True))
     assert sorted(found, key=int) == [str(number) for number in range(len(rendered))]
     for number, one in enumerate(rendered):
