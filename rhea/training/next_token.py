@@ -21,7 +21,7 @@ from rhea.models.transformer import Transformer
 from rhea.tokenizers.vocabulary import Vocabulary
 from rhea.training.average import WeightAverage, averaged
 from rhea.training.optimizer import Optimizer, OptimizerConfig, require_finite
-from rhea.training.task import Mean, TaskState, prefixed
+from rhea.training.task import Mean, NonFiniteError, TaskState, prefixed
 
 MODALITIES = ("text", "structure", "vision")
 
@@ -107,7 +107,7 @@ class NextTokenTask:
         norm = self.optimizer.gradient_norm(weight)
         try:
             require_finite(loss, norm)
-        except Exception:
+        except NonFiniteError:
             self.optimizer.clear()
             raise
         self.optimizer.update(learning_rate, weight, norm)

@@ -53,7 +53,9 @@ def save_checkpoint(
             write_json(temporary / "state.json", {**header, "values": values})
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"checkpoint {path} could not be written: {error}; {last_good(folder)}") from error
-    for old in checkpoint_folders(folder)[:-keep_last]:
+    # A later one can only be a damaged one that was passed over: it must not push this one out.
+    until_now = [old for old in checkpoint_folders(folder) if _step(old) <= step]
+    for old in until_now[:-keep_last]:
         shutil.rmtree(old)
     return path
 

@@ -32,7 +32,7 @@ from rhea.models.vision.quantizer import Quantized
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.training.average import WeightAverage, averaged
 from rhea.training.optimizer import Optimizer, OptimizerConfig, require_finite
-from rhea.training.task import Mean, TaskState, prefixed
+from rhea.training.task import Mean, NonFiniteError, TaskState, prefixed
 
 CODEBOOK = "quantize.embedding.weight"
 
@@ -137,7 +137,7 @@ class VisionTokenizerTask:
         self._weight, self._loss = 0.0, torch.zeros_like(loss)
         try:
             require_finite(loss, *norms)
-        except Exception:
+        except NonFiniteError:
             for optimizer in optimizers:
                 optimizer.clear()
             raise

@@ -1,7 +1,9 @@
+import io
 import json
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from rhea.training.metrics import MetricsLog
 from rhea.training.task import Mean
@@ -76,6 +78,20 @@ def test_unfinished_means_survive_in_the_state_exactly(tmp_path):
         log.close()
     ours, theirs = lines(tmp_path / "cut")[0], lines(tmp_path / "whole")[0]
     assert (ours["loss"], ours["tokens"]) == (theirs["loss"], theirs["tokens"])
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path, monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr("rhea.training.metrics.console", lambda: screen)
+    log = opened(tmp_path, step=40)
+    log.add({"loss": Mean(0.25)}, count=30)
+    log.advance(41, seconds=2.0)
+    log.write(41)
+    log.close()
+    shown = screen.file.getvalue()
+    assert "41/100" in shown
+    assert "loss 0.25" in shown
+    assert "15 tokens/s" in shown
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):

@@ -83,6 +83,13 @@ def not_an_object(path: Path) -> None:
 DAMAGES = [truncate, flip_a_bit, lose_tensors, lose_json, truncate_json, lose_a_key, not_an_object]
 
 
+def test_a_damaged_later_checkpoint_does_not_push_the_good_one_out(tmp_path):
+    save(tmp_path, 4, keep_last=1)
+    (tmp_path / "step-00000008").mkdir()
+    save(tmp_path, 6, keep_last=1)
+    assert load_newest(tmp_path).step == 6
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_falls_back_to_the_one_before_with_a_warning(tmp_path, damage, caplog):
     save(tmp_path, 1)
