@@ -1,0 +1,102 @@
+"""A report: figures, each beside what could be reached at best and what comes without any skill, and whose they are.
+
+The checkpoint is named by a hash of its weights as float32 values and of its config, so the same model has the same
+hash in every layout, however it is cut into files.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from rhea.checkpoints.load import Checkpoint
+from rhea.config import to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One measured number."""
+
+    group: str
+    name: str
+    value: float
+    count: int
+    """How many scenes it was measured on."""
+    ceiling: float
+    """The same measure on the truth after the vision tokenizer's round trip."""
+    unskilled: dict[str, float] = field(default_factory=dict)
+    """What comes without skill, by the name of the guess."""
+    unit: str = "%"
+    """"%" (a share, more is better) or "px" (an error, less is better)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    benchmark: str
+    settings: dict[str, Any]
+    checkpoint_hash: str
+    trained_on: str
+    figures: tuple[Figure, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a file."""
+        return to_dict(self)
+
+    def figure(self, group: str, name: str) -> Figure:
+        """Return one figure by its group and name."""
+        return next(each for each in self.figures if (each.group, each.name) == (group, name))
+
+
+def share(group: str, name: str, right: list[bool], ceiling: list[bool], **unskilled: float) -> Figure:
+    """Return the figure of a share of right cases, with that of the ceiling."""
+    return Figure(
+        group=group,
+        name=name,
+        value=float(np.mean(right)),
+        count=len(right),
+        ceiling=float(np.mean(ceiling)),
+        unskilled=unskilled,
+    )
+
+
+def table(report: Report) -> Table:
+    """Lay a report out for the terminal."""
+    shown = Table(
+        "",
+        "",
+        "measured",
+        "ceiling",
+        "without skill",
+        "scenes",
+        title=f"{report.benchmark} (weights {report.checkpoint_hash[:12]})",
+    )
+    group = ""
+    for each in report.figures:
+        guesses = ", ".join(f"{name} {_written(value, each.unit)}" for name, value in each.unskilled.items())
+        cells = (_written(each.value, each.unit), _written(each.ceiling, each.unit), guesses, str(each.count))
+        if each.group != group and group:
+            shown.add_section()
+        shown.add_row("" if each.group == group else each.group, each.name, *cells)
+        group = each.group
+    return shown
+
+
+def _written(value: float, unit: str) -> str:
+    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.2f} {unit}"
+
+
+def checkpoint_hash(checkpoint: Checkpoint) -> str:
+    """Return the SHA-256 of the weights (names, shapes, float32 values) and the config."""
+    digest = hashlib.sha256(json.dumps(to_dict(checkpoint.config), sort_keys=True).encode())
+    for part in ("transformer", "vision_tokenizer"):
+        model = getattr(checkpoint, part)
+        for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
+            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
+            values = tensor.detach().to("cpu", torch.float32).contiguous()
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,169 @@
+"""The benchmark graded: an oracle reaches every ceiling, one that copies or guesses gets what no skill gets."""
+
+import json
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from tiny_model import TRAINED_ON, tiny_checkpoint
+
+from rhea.documents.document import Text, Video
+from rhea.errors import InputError
+from rhea.evaluation import shapes
+from rhea.evaluation.report import checkpoint_hash, table
+from rhea.evaluation.shapes import ShapesBenchmark, evaluate_shapes
+from rhea.generation.completion import Completion, Prompt
+from rhea.generation.defaults import GenerationDefaults
+from rhea.generation.model import Rhea
+from rhea.logging import console
+from rhea.worlds.shapes.films import render_film
+from rhea.worlds.shapes.render import render
+
+DEFAULTS = GenerationDefaults(num_frames=16, given_frames=4)
+
+
+class LosslessCodec:
+    """A codec that keeps what it is given: every code of a grid is the number of the picture or clip."""
+
+    spatial_factor, clip_frames = 8, 4
+
+    def __init__(self) -> None:
+        self.kept: list[np.ndarray] = []
+
+    def encode_pictures(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        self.kept += list(pictures)
+        return [np.full((8, 8), len(self.kept) - len(pictures) + index) for index in range(len(pictures))]
+
+    def decode_pictures(self, grids: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [self.kept[int(grid[0, 0])] for grid in grids]
+
+    def encode_film(self, frames: np.ndarray) -> np.ndarray:
+        return np.stack(self.encode_pictures(list(frames.reshape(-1, 4, 64, 64, 3))))
+
+    def decode_film(self, codes: np.ndarray, num_frames: int) -> np.ndarray:
+        return np.concatenate(self.decode_pictures(list(codes)))[:num_frames]
+
+
+def model_that(complete: Callable[[LosslessCodec, Prompt], Completion]) -> Rhea:
+    """Return something like a Rhea whose completions are made by ``complete``."""
+    codec = LosslessCodec()
+
+    def complete_all(prompts: list[Prompt], **_: Any) -> list[Completion]:
+        return [complete(codec, prompt) for prompt in prompts]
+
+    completer = SimpleNamespace(complete=complete_all)
+    return cast(
+        Rhea,
+        SimpleNamespace(
+            codec=codec, completer=completer, defaults=DEFAULTS, checkpoint=tiny_checkpoint(), trained_on=TRAINED_ON
+        ),
+    )
+
+
+def copy(codec: LosslessCodec, prompt: Prompt) -> Completion:
+    """Answer "two" or "two objects", stop films, leave pictures that are to be edited unchanged, draw nothing else."""
+    if prompt.next is None:
+        return Completion(token_ids=[], text="Two.")
+    for segment in prompt.document.segments:
+        if isinstance(segment, Video):
+            assert segment.codes is not None
+            last = codec.kept[int(segment.codes[-1, 0, 0])][-1:]
+            still = codec.encode_film(np.repeat(last, 12, axis=0))
+            return Completion(token_ids=[], codes=np.concatenate([segment.codes, still]))
+        if not isinstance(segment, Text):
+            return Completion(token_ids=[], codes=segment.codes)
+    return Completion(token_ids=[], codes=codec.encode_pictures([np.full((64, 64, 3), 245, np.uint8)])[0])
+
+
+def test_copying_gets_what_no_skill_gets() -> None:
+    report = evaluate_shapes(model_that(copy), ShapesBenchmark(scenes=40))
+    for figure in report.figures:
+        assert figure.ceiling == pytest.approx(1.0 if figure.unit == "%" else 0.05, abs=0.05), figure
+        if figure.group in ("text to image", "edits"):
+            assert figure.value == 0
+    counted = report.figure("answers", "count all")
+    assert counted.unskilled == {"chance": 0.25}
+    assert counted.value == pytest.approx(0.25, abs=0.2)
+    assert report.figure("answers", "relation").value == 0
+    film = report.figure("films", "centre error")
+    assert film.value == pytest.approx(film.unskilled["copy last"], abs=0.1)
+    assert film.unskilled["constant velocity"] < film.unskilled["copy last"]
+    assert report.figure("films", "objects kept").value == 1
+    assert 0 < report.figure("text to image", "1 object").unskilled["chance"] < 0.1
+
+
+def test_an_oracle_reaches_every_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    truths: list[Any] = []
+
+    def remembering(name: str, truth: Callable[[Any], Any]) -> None:
+        original = getattr(shapes, name)
+
+        def wrapped(*arguments: Any, **settings: Any) -> Any:
+            result = original(*arguments, **settings)
+            truths.append(truth(result))
+            return result
+
+        monkeypatch.setattr(shapes, name, wrapped)
+
+    remembering("sample_scene", render)
+    remembering("balanced_question", lambda pair: pair[1].answer)
+    remembering("sample_film", render_film)
+    remembering("sample_edit", lambda edit: render(edit.target))
+
+    def know(codec: LosslessCodec, prompt: Prompt) -> Completion:
+        truth = truths.pop(0)
+        if isinstance(truth, str):
+            return Completion(token_ids=[], text=truth)
+        codes = codec.encode_film(truth) if truth.ndim == 4 else codec.encode_pictures([truth])[0]
+        return Completion(token_ids=[], codes=codes)
+
+    report = evaluate_shapes(model_that(know), ShapesBenchmark(scenes=6))
+    for figure in report.figures:
+        assert figure.value == figure.ceiling, figure
+        assert figure.value == 1 if figure.unit == "%" else figure.value < 0.1, figure
+
+
+def test_scenes_are_fresh_for_each_seed_and_the_same_for_one() -> None:
+    asked: list[list[str]] = []
+    for seed in (0, 0, 1):
+        asked.append([])
+
+        def listen(codec: LosslessCodec, prompt: Prompt, texts: list[str] = asked[-1]) -> Completion:
+            texts.extend(each.text for each in prompt.document.segments if isinstance(each, Text))
+            texts.append(str(prompt.seed))
+            return copy(codec, prompt)
+
+        evaluate_shapes(model_that(listen), ShapesBenchmark(scenes=3, seed=seed, tasks=("text to image", "edits")))
+    assert asked[0] == asked[1] != asked[2]
+
+
+def test_a_real_model_gives_a_report_that_can_be_shown_and_written() -> None:
+    model = Rhea(tiny_checkpoint(height=64, width=64, max_seq_len=512))
+    told: list[Any] = []
+    report = evaluate_shapes(model, ShapesBenchmark(scenes=2, tasks=("text to image", "edits")), progress=told.append)
+    assert told
+    assert report.checkpoint_hash == checkpoint_hash(model.checkpoint)
+    written = json.loads(json.dumps(report.to_json()))
+    assert written["settings"]["scenes"] == 2
+    assert {"group", "name", "value", "ceiling", "unskilled", "count", "unit"} == set(written["figures"][0])
+    with console().capture() as shown:
+        console().print(table(report))
+    assert "3 objects" in shown.get()
+
+
+def test_the_hash_is_of_the_values() -> None:
+    first, second = tiny_checkpoint(), tiny_checkpoint()
+    assert checkpoint_hash(first) == checkpoint_hash(second)
+    assert second.transformer is not None
+    assert second.transformer.norm is not None
+    second.transformer.norm.weight.data[0] += 1e-3
+    assert checkpoint_hash(first) != checkpoint_hash(second)
+    assert checkpoint_hash(first) != checkpoint_hash(tiny_checkpoint(guidance_scale=9.0))
+
+
+@pytest.mark.parametrize(("wrong", "said"), [({"scenes": 1}, "scenes"), ({"tasks": ("songs",)}, "songs")])
+def test_wrong_settings_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        evaluate_shapes(model_that(copy), ShapesBenchmark(**wrong))
