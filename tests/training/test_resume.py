@@ -1,6 +1,7 @@
 """Interrupted in any way, a run ends bitwise where the uninterrupted one ends: weights, optimizers, averages, counters,
 random states, loader and the logged numbers."""
 
+import dataclasses
 import json
 import os
 import random
@@ -12,11 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_runs
 import torch
 
+from rhea.documents.document import Document, Image
+from rhea.documents.formats import text_to_image
+from rhea.documents.grammar import Grammar
+from rhea.documents.loader import PackedLoader, PackedLoaderConfig
+from rhea.documents.mixture import Mixture, WeightedSource
+from rhea.tokenizers.text import train_text_tokenizer
+from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
+from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig
+from rhea.training.schedule import ScheduleConfig
 from rhea.training.state import checkpoint_folders, load_checkpoint
+from rhea.training.trainer import Trainer
 
 KINDS = ("next_token", "vision_tokenizer")
 STEPS = tiny_runs.TRAINER.total_steps
@@ -114,6 +126,33 @@ def test_a_damaged_newest_checkpoint_costs_only_time(uninterrupted, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     assert tiny_runs.trainer("next_token", tmp_path / "run").train()
     assert_same_end(tmp_path / "run", uninterrupted["next_token"])
+
+
+class Squares:
+    """Pictures of one code each, named in their captions."""
+
+    def document(self, index: int) -> Document:
+        side, code = 2 + index % 4, index % 32
+        return text_to_image(f"{side} x {code}", Image(codes=np.full((side, side), code)))
+
+
+def test_with_the_real_loader(tmp_path):
+    text = train_text_tokenizer(["4 x 12 3 x 7 fps, s *"] * 3, 280)
+    grammar = Grammar(Vocabulary(compact_vocabulary(text.vocab_size, 32)), text)
+    loader_config = PackedLoaderConfig(rows=2, seq_len=96, group=4)
+    for name, stops in (("whole", [8]), ("parts", [3, 4, 8])):
+        for stop in stops:
+            loader = PackedLoader(loader_config, Mixture([WeightedSource(name="squares", source=Squares())]), grammar)
+            config = dataclasses.replace(
+                tiny_runs.TRAINER, schedule=ScheduleConfig(learning_rate=1e-3, kind="constant")
+            )
+            task = NextTokenTask(NextTokenTaskConfig(), tiny_runs.transformer(grammar.vocabulary), grammar.vocabulary)
+            run = Trainer(config, task, loader, tmp_path / name)
+            if stop < STEPS:
+                tiny_runs.signal_at(run, stop - 1, signal.SIGTERM, times=1)
+            assert run.train() is (stop == STEPS)
+            assert run.step == stop
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("kind", KINDS)

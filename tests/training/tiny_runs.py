@@ -98,10 +98,10 @@ class PixelLoader(Counting):
         }
 
 
-def transformer(dropout: float = 0.1) -> Transformer:
+def transformer(vocabulary: Vocabulary = VOCABULARY, dropout: float = 0.1) -> Transformer:
     model = Transformer(
         TransformerConfig(
-            vocab_size=VOCABULARY.size,
+            vocab_size=vocabulary.size,
             dim=32,
             num_layers=2,
             num_heads=4,
@@ -118,7 +118,7 @@ def transformer(dropout: float = 0.1) -> Transformer:
 
 def next_token_task(dropout: float = 0.1, **changes: Any) -> NextTokenTask:
     config = NextTokenTaskConfig(**({"ema_decay": 0.9} | changes))
-    return NextTokenTask(config, transformer(dropout), VOCABULARY)
+    return NextTokenTask(config, transformer(dropout=dropout), VOCABULARY)
 
 
 def vision_tokenizer_task(**changes: Any) -> VisionTokenizerTask:
