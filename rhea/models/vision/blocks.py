@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rhea.models.vision.norm import GroupNorm, SpatialNorm
+from rhea.models.vision.strips import add_conv, norm_silu_conv, padded_conv
 
 
 def make_norm(channels: int, latent_channels: int | None, groups: int) -> GroupNorm | SpatialNorm:
@@ -19,11 +20,6 @@ def make_norm(channels: int, latent_channels: int | None, groups: int) -> GroupN
     if latent_channels is None:
         return GroupNorm(channels, groups)
     return SpatialNorm(channels, latent_channels, groups)
-
-
-def apply_norm(norm: nn.Module, x_NCHW: torch.Tensor, latents_NChw: torch.Tensor | None) -> torch.Tensor:
-    """Call either kind of norm."""
-    return norm(x_NCHW) if latents_NChw is None else norm(x_NCHW, latents_NChw)
 
 
 class ResBlock(nn.Module):
@@ -39,8 +35,12 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
 
     def forward(self, x_NCHW: torch.Tensor, latents_NChw: torch.Tensor | None = None) -> torch.Tensor:
-        h_NCHW = self.conv1(F.silu(apply_norm(self.norm1, x_NCHW, latents_NChw)))
-        h_NCHW = self.conv2(self.dropout(F.silu(apply_norm(self.norm2, h_NCHW, latents_NChw))))
+        if not torch.is_grad_enabled():
+            h_NCHW = norm_silu_conv(self.norm1, self.conv1, x_NCHW, latents_NChw)
+            h_NCHW = norm_silu_conv(self.norm2, self.conv2, h_NCHW, latents_NChw, overwrite=True)
+            return h_NCHW.add_(x_NCHW) if self.nin_shortcut is None else add_conv(h_NCHW, self.nin_shortcut, x_NCHW)
+        h_NCHW = self.conv1(F.silu(self.norm1(x_NCHW, latents_NChw)))
+        h_NCHW = self.conv2(self.dropout(F.silu(self.norm2(h_NCHW, latents_NChw))))
         return h_NCHW + (x_NCHW if self.nin_shortcut is None else self.nin_shortcut(x_NCHW))
 
 
@@ -57,7 +57,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x_NCHW: torch.Tensor, latents_NChw: torch.Tensor | None = None) -> torch.Tensor:
         height = x_NCHW.shape[2]
-        normed_NSC = apply_norm(self.norm, x_NCHW, latents_NChw).flatten(2).transpose(1, 2)
+        normed_NSC = self.norm(x_NCHW, latents_NChw).flatten(2).transpose(1, 2)
         q, k, v = (_pointwise(conv, normed_NSC).unsqueeze(1) for conv in (self.q, self.k, self.v))
         mixed_NSC = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         out_NCS = _pointwise(self.proj_out, mixed_NSC).transpose(1, 2)
@@ -76,7 +76,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.pad(x_NCHW, (0, 1, 0, 1)))
+        return padded_conv(self.conv, x_NCHW)
 
 
 class Upsample(nn.Module):

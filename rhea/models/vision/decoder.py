@@ -22,6 +22,7 @@ from rhea.models.vision.blocks import (
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.encoder import Middle
 from rhea.models.vision.norm import SpatialNorm
+from rhea.models.vision.strips import in_passes, norm_silu_conv
 
 
 class UpLevel(nn.Module):
@@ -74,9 +75,15 @@ class Decoder(nn.Module):
         return z_NCThw, condition_NCThw
 
     def spatial(self, z_NChw: torch.Tensor, condition_NChw: torch.Tensor) -> torch.Tensor:
-        """Decode single frames [N, C, h, w] to pixels [N, 3, H, W]."""
+        """Decode single frames [N, C, h, w] to pixels [N, 3, H, W]; without gradients, few at a time."""
+        values = self.conv_out.in_channels * z_NChw[0, 0].numel() * 4 ** (len(self.up) - 1)
+        return in_passes(self._spatial, values, z_NChw, condition_NChw)
+
+    def _spatial(self, z_NChw: torch.Tensor, condition_NChw: torch.Tensor) -> torch.Tensor:
         z_NChw, condition_NChw = (x.contiguous(memory_format=torch.channels_last) for x in (z_NChw, condition_NChw))
         x_NCHW = self.mid(self.conv_in(z_NChw), condition_NChw)
         for level in reversed(self.up):
             x_NCHW = level(x_NCHW, condition_NChw)
+        if not torch.is_grad_enabled():
+            return norm_silu_conv(self.norm_out, self.conv_out, x_NCHW, condition_NChw)
         return self.conv_out(F.silu(self.norm_out(x_NCHW, condition_NChw)))

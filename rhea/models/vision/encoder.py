@@ -15,6 +15,7 @@ from torch import nn
 from rhea.models.vision.blocks import AttentionBlock, Downsample, ResBlock, TemporalDownsample, TemporalResBlock
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.norm import GroupNorm
+from rhea.models.vision.strips import in_passes, norm_silu_conv
 
 
 class Middle(nn.Module):
@@ -72,11 +73,17 @@ class Encoder(nn.Module):
         )
 
     def spatial(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        """Encode single frames [N, 3, H, W] to [N, latent_channels, h, w]."""
+        """Encode single frames [N, 3, H, W] to [N, latent_channels, h, w]; without gradients, few at a time."""
+        return in_passes(self._spatial, self.conv_in.out_channels * pixels_NCHW[0, 0].numel(), pixels_NCHW)
+
+    def _spatial(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         x_NCHW = self.conv_in(pixels_NCHW.contiguous(memory_format=torch.channels_last))
         for level in self.down:
             x_NCHW = level(x_NCHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x_NCHW))))
+        x_NCHW = self.mid(x_NCHW)
+        if not torch.is_grad_enabled():
+            return norm_silu_conv(self.norm_out, self.conv_out, x_NCHW, None)
+        return self.conv_out(F.silu(self.norm_out(x_NCHW)))
 
     def temporal(self, x_NCThw: torch.Tensor) -> torch.Tensor:
         """Encode clips of spatial latents [N, C, T, h, w] to [N, C, T / temporal_downsample, h, w]."""

@@ -9,6 +9,7 @@ Legend of shapes: N frames, C channels, G groups, H W height and width, h w thos
 H W); N of the maps may be 1.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -27,8 +28,12 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(groups, channels, eps=EPS)
 
-    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        return modulated(x_NCHW, self.weight.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1), self.num_groups)
+    def maps(self, latents_NChw: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scale and shift, [1, C, 1, 1]; there are no latents to look at."""
+        return self.weight.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1)
+
+    def forward(self, x_NCHW: torch.Tensor, latents_NChw: torch.Tensor | None = None) -> torch.Tensor:
+        return modulated(x_NCHW, *self.maps(latents_NChw), self.num_groups)
 
 
 class SpatialNorm(nn.Module):
@@ -40,21 +45,47 @@ class SpatialNorm(nn.Module):
         self.conv_y = nn.Conv2d(latent_channels, channels, 1)
         self.conv_b = nn.Conv2d(latent_channels, channels, 1)
 
-    def forward(self, x_NCHW: torch.Tensor, latents_NChw: torch.Tensor) -> torch.Tensor:
-        norm, scale_NChw = self.norm_layer, self.conv_y(latents_NChw)
-        shift_NChw = torch.addcmul(self.conv_b(latents_NChw), norm.bias.view(1, -1, 1, 1), scale_NChw)
-        return modulated(x_NCHW, norm.weight.view(1, -1, 1, 1) * scale_NChw, shift_NChw, norm.num_groups)
+    @property
+    def num_groups(self) -> int:
+        """Groups of channels that are normalised together."""
+        return self.norm_layer.num_groups
+
+    def maps(self, latents_NChw: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scale and shift of every place of the latents, [N, C, h, w]."""
+        assert latents_NChw is not None
+        weight, bias = (x.view(1, -1, 1, 1) for x in (self.norm_layer.weight, self.norm_layer.bias))
+        scale_NChw = self.conv_y(latents_NChw)
+        return weight * scale_NChw, torch.addcmul(self.conv_b(latents_NChw), bias, scale_NChw)
+
+    def forward(self, x_NCHW: torch.Tensor, latents_NChw: torch.Tensor | None) -> torch.Tensor:
+        return modulated(x_NCHW, *self.maps(latents_NChw), self.num_groups)
 
 
 def modulated(x_NCHW: torch.Tensor, scale_NChw: torch.Tensor, shift_NChw: torch.Tensor, groups: int) -> torch.Tensor:
     """Return ``groupnorm(x) * scale + shift``, the maps nearest-upsampled. Differentiable once."""
     if torch.is_grad_enabled():
         return _Modulated.apply(x_NCHW, scale_NChw, shift_NChw, groups)
+    return scaled_rows(x_NCHW, *folded(x_NCHW, scale_NChw, shift_NChw, groups), 0, x_NCHW.shape[2])
+
+
+def folded(
+    x_NCHW: torch.Tensor, scale_NChw: torch.Tensor, shift_NChw: torch.Tensor, groups: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the maps that turn x itself, instead of its normalised form, into ``groupnorm(x) * scale + shift``."""
     scale_NChw, shift_NChw = _folded(scale_NChw, shift_NChw, *_moments(x_NCHW, groups))
-    scale_NChw, shift_NChw = (x.to(x_NCHW.dtype)[:, :, :, None, :, None] for x in (scale_NChw, shift_NChw))
-    height, width = scale_NChw.shape[2], scale_NChw.shape[4]
-    tiles_NChrws = x_NCHW.unflatten(3, (width, -1)).unflatten(2, (height, -1))  # the places under one value of the map
-    return (tiles_NChrws * scale_NChw).add_(shift_NChw).flatten(4, 5).flatten(2, 3)
+    return scale_NChw.to(x_NCHW.dtype), shift_NChw.to(x_NCHW.dtype)
+
+
+def scaled_rows(
+    x_NCHW: torch.Tensor, scale_NChw: torch.Tensor, shift_NChw: torch.Tensor, top: int, bottom: int
+) -> torch.Tensor:
+    """Return rows ``top`` to ``bottom`` of ``x * scale + shift`` as a new tensor, the maps nearest-upsampled."""
+    height, width = scale_NChw.shape[2:]
+    if height > 1:
+        row = torch.arange(top, bottom, device=x_NCHW.device) // (x_NCHW.shape[2] // height)
+        scale_NChw, shift_NChw = scale_NChw[:, :, row], shift_NChw[:, :, row]
+    tiles = x_NCHW[:, :, top:bottom].unflatten(3, (width, -1))  # the places of a row that share a value of the map
+    return (tiles * scale_NChw.unsqueeze(4)).add_(shift_NChw.unsqueeze(4)).flatten(3)
 
 
 class _Modulated(torch.autograd.Function):
@@ -132,8 +163,8 @@ def _channel_moments(x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     share_B11 = share_B11[:, None, None]
     if x_NCHW.dtype == torch.bfloat16:
         mean_NC = (share_B11 * means_BNC).sum(0)
-    else:
-        mean_NC = x_NCHW.sum(3).sum(2) / (height * width)
+    else:  # sums of sums keep the digits that one long float32 sum loses
+        mean_NC = F.avg_pool2d(x_NCHW, (math.gcd(height, 8), math.gcd(width, 8))).mean((2, 3))
     return mean_NC, (share_B11 * (variances_BNC + (means_BNC - mean_NC).square())).sum(0)
 
 
