@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -255,6 +255,7 @@ def evaluate(
     scenes: int = 200,
     output: Path | None = None,
     seed: int = 0,
+    tasks: tuple[str, ...] = (),
     model: ModelOptions = ModelOptions(),
 ) -> None:
     """Grade a checkpoint on fresh scenes of the shapes world; every figure beside its ceiling and its chance level.
@@ -266,6 +267,7 @@ def evaluate(
         scenes: Scenes per figure; more are slower and surer.
         output: Also write the report there, as JSON.
         seed: Of the scenes and of the sampling; no training seed, whichever you take.
+        tasks: Only these, of: "text to image" answers films edits.
     """
     from rhea.evaluation.report import table
     from rhea.evaluation.shapes import ShapesBenchmark, evaluate_shapes
@@ -274,9 +276,10 @@ def evaluate(
 
     if output is not None and output.suffix != ".json":
         raise InputError(f"the report is written as JSON; {output} must end in .json")
+    config = ShapesBenchmark(scenes=scenes, seed=seed)
     loaded = model.load()
     with _progress("evaluating") as progress:
-        report = evaluate_shapes(loaded, ShapesBenchmark(scenes=scenes, seed=seed), progress=progress)
+        report = evaluate_shapes(loaded, replace(config, tasks=tasks or config.tasks), progress=progress)
     console().print(table(report))
     if output is not None:
         write_json(output, report.to_json())
@@ -449,7 +452,7 @@ def _progress(task: str) -> Iterator["Callable[[Progress], None]"]:
 
     rate = TextColumn("{task.fields[rate]:,.0f} tokens/s")
     columns = (TextColumn(task), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
-    with Progress(*columns, console=console(), transient=True) as bar:
+    with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
         shown = bar.add_task(task, total=None, rate=0.0)
         yield lambda told: bar.update(shown, total=told.max_tokens, completed=told.tokens, rate=told.tokens_per_second)
 
