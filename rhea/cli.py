@@ -401,12 +401,12 @@ def _train(name: str, rest: list[str]) -> int:
     def run(recipe: Any, output: Path) -> bool:
         return bool(recipe.run(output))
 
-    run.__annotations__["recipe"] = type(recipe)
+    run.__annotations__["recipe"] = Annotated[type(recipe), arg(name="")]
     run.__defaults__ = (recipe, Path("runs") / name)
     from rhea.training.task import TrainingError
 
     try:
-        complete = tyro.cli(run, prog=f"rhea train {name}", args=rest, config=_SETTINGS)
+        complete = tyro.cli(run, prog=f"rhea train {name}", args=rest, config=(tyro.conf.AvoidSubcommands,))
     except TrainingError as error:
         _failed(str(error))
         return 1

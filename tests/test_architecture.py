@@ -74,8 +74,15 @@ def test_nothing_unpickles() -> None:
 
 @pytest.mark.parametrize("arguments", [["-m", "rhea.cli", "--help"], ["-c", "import rhea"]])
 def test_help_and_import_do_not_need_torch(arguments: list[str]) -> None:
-    probe = "import sys, runpy; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
     run = "runpy.run_module('rhea.cli', run_name='__main__')" if "--help" in arguments else "import rhea"
-    command = [sys.executable, "-c", probe + run, "rhea", "--help"]
+    probe = f"""
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    {run}
+finally:
+    assert "torch" not in sys.modules
+"""
+    command = [sys.executable, "-c", probe, "rhea", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
