@@ -109,7 +109,8 @@ class CodebookTrainer:
             [torch.randperm(len(places_PD), generator=generator) for _ in range(-(-count // len(places_PD)))]
         )
         noise = torch.randn(count, places_PD.shape[1], generator=generator).to(places_PD.device)
-        return places_PD[order[:count].to(places_PD.device)] + self.config.noise * places_PD.std(0, correction=0) * noise
+        deviation_D = self.config.noise * places_PD.std(0, correction=0)
+        return places_PD[order[:count].to(places_PD.device)] + deviation_D * noise
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the counters as flat tensors; call between steps."""
