@@ -7,11 +7,12 @@ forward, and only then cast to the model's dtype. Nothing rotary is stored, so n
 Shapes: B rows, T tokens, H heads, D channels, K = channels of one head.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from rhea.models.packed import PackedLinear, can_pack
 
@@ -25,8 +26,39 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # Without a weight torch's operator is exactly "in float32, cast back"; with one it would scale before the cast.
-        return F.rms_norm(x, self.weight.shape, None, self.eps) * self.weight
+        """Return the normalised x; under autocast in its dtype, so that no later product casts it again."""
+        return (
+            _ScaledNorm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _norm(x, self.weight, self.eps)
+        )
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    # Without a weight torch's operator is exactly "in float32, cast back"; with one it would scale before the cast.
+    output = F.rms_norm(x, weight.shape, None, eps) * weight
+    kind = x.device.type
+    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
+
+
+class _ScaledNorm(torch.autograd.Function):
+    """The norm with a backward that keeps nothing but its input, which the residual stream keeps anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _norm(x, weight, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        wide = torch.promote_types(x.dtype, torch.float32)
+        inverse = (x.to(wide).square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
+        normal, slope = x.to(wide) * inverse, slope.to(wide)
+        weight_slope = (slope * normal).flatten(0, -2).sum(0)
+        slope = slope * weight
+        slope -= normal.mul_((slope * normal).mean(-1, keepdim=True))
+        return slope.mul_(inverse).to(x.dtype), weight_slope.to(weight.dtype), None
 
 
 class Rotary(NamedTuple):
@@ -47,7 +79,22 @@ def rotary(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype
 def rotate(x_BTHK: Tensor, rotation: Rotary) -> Tensor:
     """Rotate the channel pairs (i, i + K/2) of every head by its token's angles."""
     swapped = x_BTHK.roll(x_BTHK.shape[-1] // 2, -1)
-    return x_BTHK * rotation.cos + swapped * rotation.signed_sin
+    return (x_BTHK * rotation.cos + swapped * rotation.signed_sin).to(x_BTHK.dtype)
+
+
+class _GatedSilu(torch.autograd.Function):
+    """silu(gate) * up with a backward that keeps only gate and up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(slope * up, gate), F.silu(gate).mul_(slope)
 
 
 class FeedForward(nn.Module):
@@ -69,4 +116,4 @@ class FeedForward(nn.Module):
         if self.packed is not None and not torch.is_grad_enabled():
             gate, up = self.packed[0](x).chunk(2, -1)
             return self.packed[1](F.silu(gate) * up)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_GatedSilu.apply(self.gate_proj(x), self.up_proj(x)))

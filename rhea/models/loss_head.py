@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CACHED_SCORES = 2**21
+"""Scores worked on at a time on a CPU: 8 MiB in float32."""
 
 
 def weighted_cross_entropy(
@@ -34,47 +38,63 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, weights_N: Tensor, chunk: int, z_loss: float
     ) -> tuple[Tensor, Tensor]:
-        device, sums = hidden_ND.device, torch.promote_types(hidden_ND.dtype, torch.float32)
-        dtype = hidden_ND.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
+        kind, wide = hidden_ND.device.type, torch.promote_types(hidden_ND.dtype, torch.float32)
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
         weight = weight_VD.to(dtype)
-        weight_grad = torch.zeros_like(weight_VD, dtype=sums) if ctx.needs_input_grad[1] else None
         hidden_grad = torch.zeros_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        nll_N = torch.zeros(len(labels_N), dtype=sums, device=device)
-        total = torch.zeros((), dtype=sums, device=device)
+        weight_grad: Tensor | None = None
+        nll_N = hidden_ND.new_zeros(len(labels_N), dtype=wide)
+        total = nll_N.new_zeros(())
         used = weights_N.nonzero().flatten()
+        buffer = weight.new_empty(min(chunk, len(used)), len(weight))
         for rows in used.split(chunk):
-            hidden, weights = hidden_ND[rows].to(dtype), weights_N[rows].to(sums)
-            labels = labels_N[rows][:, None]
-            scores = (hidden @ weight.t()).to(sums)
-            log_sum = scores.logsumexp(-1)
-            nll = log_sum - scores.gather(1, labels)[:, 0]
+            hidden, weights = hidden_ND[rows].to(dtype), weights_N[rows].to(wide)
+            scores = torch.mm(hidden, weight.t(), out=buffer[: len(rows)])
+            nll, log_sum = _scores_to_slopes(scores, labels_N[rows], weights, z_loss)
             nll_N[rows] = nll
             total += (weights * (nll + z_loss * log_sum.square())).sum()
-            scores -= log_sum[:, None]
-            scores.exp_().mul_((weights * (1 + 2 * z_loss * log_sum))[:, None])
-            slopes = scores.scatter_add_(1, labels, -weights[:, None]).to(dtype)
             if hidden_grad is not None:
-                hidden_grad[rows] = (slopes @ weight).to(hidden_grad.dtype)
-            if weight_grad is not None:
-                weight_grad += slopes.t() @ hidden
+                hidden_grad[rows] = (scores @ weight).to(hidden_grad.dtype)
+            if ctx.needs_input_grad[1]:
+                product = scores.t() @ hidden
+                weight_grad = product.to(wide) if weight_grad is None else weight_grad.add_(product)
+        if ctx.needs_input_grad[1] and weight_grad is None:
+            weight_grad = torch.zeros_like(weight_VD)
         ctx.hidden_grad, ctx.weight_grad, ctx.weight_dtype = hidden_grad, weight_grad, weight_VD.dtype
         ctx.alive = True
         ctx.mark_non_differentiable(nll_N)
         return total, nll_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         scale, hidden_grad, weight_grad = slopes[0], ctx.hidden_grad, ctx.weight_grad
         assert ctx.alive, "the gradients of this loss were already given away"
-        ctx.hidden_grad, ctx.weight_grad, ctx.alive = (
-            None,
-            None,
-            False,
-        )  # given away, so that autograd can keep them without a copy
+        ctx.hidden_grad, ctx.weight_grad, ctx.alive = None, None, False  # so that autograd can keep them without a copy
         if hidden_grad is not None:
             hidden_grad = hidden_grad.mul_(scale.to(hidden_grad.dtype))
         if weight_grad is not None:
             weight_grad = weight_grad.mul_(scale).to(ctx.weight_dtype)
         return hidden_grad, weight_grad, None, None, None, None
+
+
+def _scores_to_slopes(scores_CV: Tensor, labels_C: Tensor, weights_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """Overwrite the scores by the loss's slopes; return nll and logsumexp, [C] each.
+
+    On a CPU a few rows at a time, so that all passes over them happen inside the processor's cache.
+    """
+    wide = weights_C.dtype
+    block = max(1, _CACHED_SCORES // scores_CV.shape[1]) if scores_CV.device.type == "cpu" else len(scores_CV)
+    nlls, log_sums = [], []
+    for scores, labels, weights in zip(
+        *(x.split(block) for x in (scores_CV, labels_C[:, None], weights_C)), strict=True
+    ):
+        exact = scores.to(wide)
+        label_scores, top = exact.gather(1, labels)[:, 0], exact.amax(-1)
+        slopes = exact.softmax(-1)
+        log_sum = top - slopes.amax(-1).log()  # the largest probability is exp(top - logsumexp), never tiny
+        slopes *= (weights * (1 + 2 * z_loss * log_sum))[:, None]
+        scores.copy_(slopes.scatter_add_(1, labels, -weights[:, None]))
+        nlls.append(log_sum - label_scores)
+        log_sums.append(log_sum)
+    return torch.cat(nlls), torch.cat(log_sums)
