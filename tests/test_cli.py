@@ -1,12 +1,15 @@
 """The command line: what each command writes and prints, and that bad input is one line and exit code 2."""
 
+import importlib
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from tiny_model import TRAINED_ON, save_tiny_checkpoint, tiny_checkpoint
 
 from rhea import cli, media
 from rhea.checkpoints.save import save_checkpoint
+from rhea.training.task import TrainingError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
 FRAMES = np.random.default_rng(1).integers(0, 256, (8, 32, 24, 3), dtype=np.uint8)
@@ -279,3 +283,48 @@ def test_the_program_itself(tiny: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rhea.cli", "ask", "nowhere.png", "What?", "--checkpoint", str(tiny)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     check((result.returncode, result.stdout, result.stderr), "no such file: nowhere.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oven:
+    degrees: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cake:
+    """A recipe as the command line sees one: nested values, and a run in a folder."""
+
+    oven: Oven = field(default_factory=Oven)
+    layers: tuple[int, ...] = (1, 2)
+
+    def run(self, folder: Path) -> bool:
+        if self.oven.degrees > 300:
+            raise TrainingError("step 3: burnt;\nlast good checkpoint: none")
+        folder.mkdir(parents=True)
+        (folder / "cake.txt").write_text(f"{self.oven.degrees} {self.layers}")
+        return self.oven.degrees > 100
+
+
+def test_train_runs_a_recipe_with_overrides(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("bakery")
+    module.cake = Cake  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bakery", module)
+    monkeypatch.setattr(cli, "_RECIPES", {"cake": ("bakery", "cake")})
+    assert run("train", "cake", model=False)[0] == 0
+    assert (tmp_path / "runs" / "cake" / "cake.txt").read_text() == "200 (1, 2)"
+    overrides = ("--oven.degrees", "120", "--layers", "3", "--output", "mine")
+    assert run("train", "cake", *overrides, model=False)[0] == 0
+    assert (tmp_path / "mine" / "cake.txt").read_text() == "120 (3,)"
+    assert run("train", "cake", "--oven.degrees", "50", "--output", "raw", model=False)[0] == 130
+    code, _, errors = run("train", "cake", "--oven.degrees", "400", model=False)
+    assert (code, errors) == (1, "rhea: step 3: burnt; last good checkpoint: none\n")
+    code, told, _ = run("train", "cake", "--help", model=False)
+    assert code == 0
+    assert "--oven.degrees" in told
+    assert run("train", "cake", "--oven.colour", "red", model=False)[0] == 2
+
+
+def test_every_recipe_that_is_listed_exists() -> None:
+    for module, function in cli._RECIPES.values():
+        if importlib.util.find_spec(module) is not None:
+            assert hasattr(getattr(importlib.import_module(module), function)(), "run")

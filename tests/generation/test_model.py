@@ -12,9 +12,16 @@ from tiny_model import TRAINED_ON, save_tiny_checkpoint, tiny_checkpoint
 
 import rhea
 from rhea import media
+from rhea.checkpoints.configs import CheckpointConfig
 from rhea.errors import InputError
-from rhea.generation import loading
+from rhea.generation import completion, loading
 from rhea.generation.model import Rhea
+from rhea.generation.plain import Request
+from rhea.generation.sampling import SamplingConfig
+from rhea.models.transformer import Transformer
+from rhea.models.vision.tokenizer import VisionTokenizer
+from rhea.tokenizers.vision import PixelPolicy
+from rhea.tokenizers.vocabulary import EMU3_VOCABULARY
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
 FRAMES = np.random.default_rng(1).integers(0, 256, (10, 32, 24, 3), dtype=np.uint8)
@@ -184,3 +191,46 @@ def test_loading(tmp_path: Path, model: Rhea, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(loading, "DEFAULT_MODEL", tmp_path / "nothing")
     with pytest.raises(InputError, match="default model is not in this installation"):
         rhea.load()
+
+
+def test_a_released_emu3_is_prompted_as_in_its_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tiny_checkpoint()
+    assert small.config.transformer is not None
+    assert small.config.vision_tokenizer is not None
+    transformer = replace(small.config.transformer, vocab_size=184622, dim=8, num_layers=1, max_seq_len=9216)
+    vision = replace(small.config.vision_tokenizer, codebook_size=32768)
+    config = CheckpointConfig(
+        transformer=transformer, vision_tokenizer=vision, vocabulary=EMU3_VOCABULARY, pixels=PixelPolicy()
+    )
+    model = Rhea(
+        replace(small, config=config, transformer=Transformer(transformer), vision_tokenizer=VisionTokenizer(vision))
+    )
+    asked: list[Request] = []
+
+    def listen(_: Any, requests: list[Request], **__: Any) -> list[list[int]]:
+        asked.extend(requests)
+        raise InputError("heard enough")
+
+    monkeypatch.setattr(completion, "continue_prompts", listen)
+    for call in (
+        lambda: model.generate("a portrait."),
+        lambda: model.generate("a portrait.", size="16:9"),
+        lambda: model.ask(None, "What is it?"),
+    ):
+        with pytest.raises(InputError, match="heard enough"):
+            call()
+    encode, vocabulary = model.completer.grammar.text_tokenizer.encode, model.completer.grammar.vocabulary
+    text = encode("a portrait. masterpiece, film grained, best quality.")
+    opening = [vocabulary.image_start, *encode("90*90"), vocabulary.image_token]
+    assert asked[0].prompt == [vocabulary.bos, *text, *opening]
+    unwanted = asked[0].negative_prompt
+    assert unwanted is not None
+    assert unwanted[0] == vocabulary.bos
+    assert unwanted[-len(opening) :] == opening
+    assert model.completer.grammar.text_tokenizer.decode(unwanted[1 : -len(opening)]).startswith("lowres, bad anatomy")
+    assert asked[0].max_new_tokens == 90 * 91 + 3
+    assert asked[0].sampling == SamplingConfig(top_k=2048, guidance_scale=3.0)
+    assert asked[1].prompt == [vocabulary.bos, *text, vocabulary.image_start, *encode("68*120"), vocabulary.image_token]
+    chat = "You are a helpful assistant. USER: What is it?. ASSISTANT:"
+    assert model.completer.grammar.text_tokenizer.decode(asked[2].prompt[1:]) == chat
+    assert asked[2].sampling.temperature == 0
