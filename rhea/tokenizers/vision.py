@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from rhea.errors import InputError
+from rhea.models.vision.tiles import decode_in_tiles, encode_in_tiles
 from rhea.models.vision.tokenizer import VisionTokenizer
 
 ACTIVATIONS_AT_A_TIME = 2**26
@@ -100,10 +101,11 @@ class PixelPolicy:
 class VisionCodec:
     """A vision tokenizer with its pixel policy: numpy in, numpy out."""
 
-    def __init__(self, model: VisionTokenizer, policy: PixelPolicy) -> None:
+    def __init__(self, model: VisionTokenizer, policy: PixelPolicy, tile: int | None = None) -> None:
+        """With ``tile``, pictures of more codes along a side are coded in tiles of that side, approximately."""
         if policy.factor % model.config.spatial_factor:
             raise InputError(f"pixel policy's factor {policy.factor} is no multiple of {model.config.spatial_factor}")
-        self.model, self.policy = model.eval(), policy
+        self.model, self.policy, self.tile = model.eval(), policy, tile
 
     @property
     def spatial_factor(self) -> int:
@@ -156,11 +158,18 @@ class VisionCodec:
 
     def _encode(self, pixels: torch.Tensor) -> np.ndarray:
         weight = self.model.encoder.conv_in.weight
-        return self.model.encode(pixels.to(weight.device, weight.dtype)).cpu().numpy()
+        pixels = pixels.to(weight.device, weight.dtype)
+        if pixels.ndim == 4 and self.tile is not None and max(pixels.shape[2:]) > self.tile * self.spatial_factor:
+            codes = torch.stack([encode_in_tiles(self.model, picture, self.tile) for picture in pixels])
+        else:
+            codes = self.model.encode(pixels)
+        return codes.cpu().numpy()
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
-        device = self.model.encoder.conv_in.weight.device
-        return self.policy.to_uint8(self.model.decode(torch.from_numpy(codes).to(device)))
+        grids = torch.from_numpy(codes).to(self.model.encoder.conv_in.weight.device)
+        if grids.ndim == 3 and self.tile is not None and max(grids.shape[1:]) > self.tile:
+            return self.policy.to_uint8(torch.stack([decode_in_tiles(self.model, grid, self.tile) for grid in grids]))
+        return self.policy.to_uint8(self.model.decode(grids))
 
     def _in_batches(
         self, items: Sequence[np.ndarray], pixels_per_value: float, function: Callable[[np.ndarray], np.ndarray]

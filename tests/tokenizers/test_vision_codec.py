@@ -122,6 +122,16 @@ def test_a_film_of_one_repeated_frame_has_the_codes_of_the_picture(codec: Vision
     np.testing.assert_array_equal(codec.encode_film(np.stack([picture] * 4))[0], codec.encode_picture(picture))
 
 
+def test_large_pictures_in_tiles_on_request(codec: VisionCodec) -> None:
+    tiled = VisionCodec(codec.model, PixelPolicy(min_pixels=64, max_pixels=2**20), tile=12)
+    picture = noise(8 * 12, 8 * 20, 3)
+    codes = tiled.encode_picture(picture)
+    assert codes.shape == (12, 20)
+    assert tiled.decode_picture(codes).shape == picture.shape
+    small = codes[:, :12]
+    np.testing.assert_array_equal(tiled.decode_picture(small), codec.decode_picture(small))
+
+
 def test_bad_pixels_and_codes_are_refused(codec: VisionCodec) -> None:
     with pytest.raises(InputError, match="uint8"):
         codec.encode_picture(np.zeros((32, 32, 3), np.float32))
