@@ -18,7 +18,7 @@ from torch import Tensor
 from rhea.errors import InputError
 from rhea.io import atomic_folder, read_json, write_json
 from rhea.logging import logger
-from rhea.training.task import TrainingError
+from rhea.training.task import TaskState, TrainingError
 
 FORMAT = "rhea-training"
 VERSION = 1
@@ -32,6 +32,12 @@ class Saved:
     tensors: dict[str, Tensor]
     values: dict[str, Any]
     path: Path
+
+    def task_state(self) -> TaskState:
+        """Return what the task gave to be saved."""
+        prefix = "task."
+        tensors = {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
+        return TaskState(tensors=tensors, values=self.values["task"])
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:

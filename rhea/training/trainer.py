@@ -24,7 +24,7 @@ from rhea.logging import console
 from rhea.training.metrics import MetricsLog
 from rhea.training.schedule import ScheduleConfig, check_schedule, learning_rate
 from rhea.training.state import Saved, last_good, load_newest, save_checkpoint
-from rhea.training.task import Evaluator, Loader, Mean, NonFiniteError, Task, TaskState, TrainingError
+from rhea.training.task import Evaluator, Loader, Mean, NonFiniteError, Task, TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +145,7 @@ class Trainer:
         console().print(f"resuming from {saved.path}", soft_wrap=True)
 
     def _load(self, saved: Saved) -> None:
-        tensors = {
-            name.removeprefix("task."): tensor for name, tensor in saved.tensors.items() if name.startswith("task.")
-        }
-        self.task.load_state(TaskState(tensors=tensors, values=saved.values["task"]))
+        self.task.load_state(saved.task_state())
         self.loader.load_state_dict(saved.values["loader"])
         self._log.load_state_dict(saved.values["metrics"])
         self.step = self._saved_step = saved.step

@@ -25,6 +25,10 @@ class CodebookTrainingConfig:
     """The last step at which entries are replaced; None for no end. Stop before the end, so that entries can settle."""
     usage_decay: float = 0.99
     """Decay per step of the average use on which the perplexity is computed."""
+    average_decay: float | None = None
+    """Move entries to the running mean of the latents that chose them, with this decay per step (arXiv:1711.00937,
+    appendix A.1), not by gradient; give the codebook loss no weight then. Latents of a young model move faster than
+    an optimizer's step lets entries follow."""
     noise: float = 0.02
     """Noise on an entry copied from a latent, in units of the latents' standard deviation: copies must differ."""
     seed: int = 0
@@ -55,7 +59,10 @@ class CodebookTrainer:
         weight = quantizer.embedding.weight
         self.usage_K = torch.zeros(len(weight), device=weight.device)
         self.idle_K = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
+        self.mass_K = torch.ones(len(weight), device=weight.device)
+        self.total_KD = weight.detach().float().clone()
         self._counts_K = torch.zeros_like(self.idle_K)
+        self._sums_KD = torch.zeros_like(self.total_KD)
         self._latents: list[torch.Tensor] = []
 
     def prepare(self, latents_NDhw: torch.Tensor) -> None:
@@ -69,14 +76,16 @@ class CodebookTrainer:
         generator = torch.Generator().manual_seed(self.config.seed)
         weight_KD = self.quantizer.embedding.weight
         weight_KD.copy_(self._draw(_places(latents_NDhw), len(weight_KD), generator))
-        self.idle_K.zero_()
+        self._settle(torch.arange(len(weight_KD), device=weight_KD.device))
         self.initialized = True
 
     @torch.no_grad()
     def observe(self, latents_NDhw: torch.Tensor, codes: torch.Tensor) -> None:
         """Count the codes of one microbatch and keep its latents until the step ends, as candidates for revival."""
+        places_PD = _places(latents_NDhw.detach())
         self._counts_K += torch.bincount(codes.flatten(), minlength=len(self._counts_K))
-        self._latents.append(_places(latents_NDhw.detach()))
+        self._sums_KD.index_add_(0, codes.flatten(), places_PD)
+        self._latents.append(places_PD)
 
     @torch.no_grad()
     def after_step(self, step: int) -> CodebookReport:
@@ -86,10 +95,25 @@ class CodebookTrainer:
         share_K = counts_K / counts_K.sum().clamp(min=1)
         self.usage_K = config.usage_decay * self.usage_K + (1 - config.usage_decay) * share_K
         used = (self.idle_K < max(1, config.revive_after)).float().mean().item()
+        if config.average_decay is not None:
+            self._average(config.average_decay)
         report = CodebookReport(used=used, perplexity=perplexity(self.usage_K), revived=self._revive(step))
         self._counts_K = torch.zeros_like(counts_K)
+        self._sums_KD = torch.zeros_like(self._sums_KD)
         self._latents = []
         return report
+
+    def _average(self, decay: float) -> None:
+        self.mass_K = decay * self.mass_K + (1 - decay) * self._counts_K
+        self.total_KD = decay * self.total_KD + (1 - decay) * self._sums_KD
+        chosen = self._counts_K > 0  # the others would keep their value but for rounding
+        self.quantizer.embedding.weight[chosen] = self.total_KD[chosen] / self.mass_K[chosen, None]
+
+    def _settle(self, entries: torch.Tensor) -> None:
+        """Let replaced entries start afresh: just used, and with the mass of one latent."""
+        self.idle_K[entries] = 0
+        self.mass_K[entries] = 1.0
+        self.total_KD[entries] = self.quantizer.embedding.weight[entries].detach().float()
 
     def _revive(self, step: int) -> torch.Tensor:
         config = self.config
@@ -100,7 +124,7 @@ class CodebookTrainer:
         dead = (self.idle_K >= config.revive_after).nonzero()[:, 0]
         if len(dead):
             self.quantizer.embedding.weight[dead] = self._draw(torch.cat(self._latents), len(dead), generator)
-            self.idle_K[dead] = 0
+            self._settle(dead)
         return dead
 
     def _draw(self, places_PD: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -116,12 +140,15 @@ class CodebookTrainer:
         """Return the counters as flat tensors; call between steps."""
         assert not self._latents, "state_dict() in the middle of a step"
         initialized = torch.tensor(self.initialized)
-        return {"usage": self.usage_K.clone(), "idle": self.idle_K.clone(), "initialized": initialized}
+        counters = {"usage": self.usage_K, "idle": self.idle_K, "mass": self.mass_K, "total": self.total_KD}
+        return {name: counter.clone() for name, counter in counters.items()} | {"initialized": initialized}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Continue from ``state_dict()``."""
         self.usage_K.copy_(state["usage"])
         self.idle_K.copy_(state["idle"])
+        self.mass_K.copy_(state["mass"])
+        self.total_KD.copy_(state["total"])
         self.initialized = bool(state["initialized"])
 
 

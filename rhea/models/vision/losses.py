@@ -23,6 +23,9 @@ class ReconstructionConfig:
     l2: float = 1.0
     gradient: float = 0.5
     """L1 between differences of neighbouring pixels."""
+    chroma: float = 0.0
+    """L1 and L2 of what remains of the error without its mean over the channels: brightness is learned first by far,
+    and a codebook that has settled on it leaves no room for colour."""
 
 
 def reconstruction(
@@ -36,6 +39,10 @@ def reconstruction(
         "gradient": error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean(),
     }
     total = config.l1 * parts["l1"] + config.l2 * parts["l2"] + config.gradient * parts["gradient"]
+    if config.chroma:
+        coloured = error - error.mean(dim=-3, keepdim=True)
+        parts["chroma"] = coloured.abs().mean() + coloured.square().mean()
+        total = total + config.chroma * parts["chroma"]
     return total, parts
 
 

@@ -57,6 +57,8 @@ class ShapesSourceConfig:
     fps: float = 8.0
     given_latents: int = 1
     """Latent frames (of four frames each) from which video prediction starts."""
+    unconditional: float = 0.1
+    """Share of the captions before pictures and films that are left empty, for classifier-free guidance."""
     min_turns: int = 4
     max_turns: int = 6
     """Questions about one picture."""
@@ -88,7 +90,8 @@ class ShapesSource:
 
     def _text_to_image(self, rng: np.random.Generator, language: Language) -> Document:
         scene = self._scene(rng)
-        return formats.text_to_image(caption(rng, scene, language).text, _image(scene))
+        text = caption(rng, scene, language).text
+        return formats.text_to_image(self._or_nothing(rng, text), _image(scene))
 
     def _captioning(self, rng: np.random.Generator, language: Language) -> Document:
         scene = self._scene(rng)
@@ -108,7 +111,8 @@ class ShapesSource:
 
     def _text_to_video(self, rng: np.random.Generator, language: Language) -> Document:
         film = self._film(rng)
-        return formats.text_to_video(film_caption(rng, film, language).text, self._video(film))
+        text = film_caption(rng, film, language).text
+        return formats.text_to_video(self._or_nothing(rng, text), self._video(film))
 
     def _video_prediction(self, rng: np.random.Generator, language: Language) -> Document:
         film = self._film(rng)
@@ -119,6 +123,9 @@ class ShapesSource:
         film = self._film(rng)
         turns = self._turns(rng, film.scene(0), language, FILM_QUESTION_TYPES)
         return formats.question_answering(self._video(film), turns)
+
+    def _or_nothing(self, rng: np.random.Generator, text: str) -> str:
+        return "" if rng.random() < self.config.unconditional else text
 
     def _scene(self, rng: np.random.Generator) -> Scene:
         config = self.config

@@ -1,0 +1,1 @@
+"""Recipes: the only place where sizes, rates and paths are written down."""

@@ -1,0 +1,85 @@
+"""The vision tokenizer of the default model: 64 x 64 pictures of the shapes world to 8 x 8 codes.
+
+The architecture is Emu3's, with a sixteenth of its width, one residual block less per level and a codebook of 1,024
+entries of 8 numbers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rhea.errors import InputError
+from rhea.models.vision.codebook_training import CodebookTrainingConfig
+from rhea.models.vision.config import VisionTokenizerConfig
+from rhea.models.vision.initialization import initialize
+from rhea.models.vision.losses import ReconstructionConfig
+from rhea.models.vision.tokenizer import VisionTokenizer
+from rhea.recipes.seeding import seeded
+from rhea.training.optimizer import OptimizerConfig
+from rhea.training.schedule import ScheduleConfig
+from rhea.training.state import load_newest
+from rhea.training.trainer import Trainer, TrainerConfig
+from rhea.training.vision_tokenizer import VisionTokenizerTask, VisionTokenizerTaskConfig
+from rhea.worlds.shapes.frames import ShapesFrames, ShapesFramesConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionTokenizerRecipe:
+    """Everything that decides a tokenizer's training on the shapes world."""
+
+    model: VisionTokenizerConfig
+    task: VisionTokenizerTaskConfig
+    data: ShapesFramesConfig
+    trainer: TrainerConfig
+
+    def run(self, folder: Path) -> bool:
+        """Train in ``folder``, or go on there; return whether the training is complete."""
+        with seeded(self.trainer.seed):
+            model = VisionTokenizer(self.model)
+        initialize(model)
+        return Trainer(self.trainer, VisionTokenizerTask(self.task, model), ShapesFrames(self.data), folder).train()
+
+
+def default_tokenizer() -> VisionTokenizerRecipe:
+    """Return the recipe; about 20 minutes on one core with AVX-512 and bf16, 3 M parameters."""
+    steps, whole_from = 2600, 2300
+    return VisionTokenizerRecipe(
+        model=VisionTokenizerConfig(
+            base_channels=16,
+            channel_multipliers=(1, 2, 4, 8),
+            num_res_blocks=1,
+            latent_channels=8,
+            embed_dim=8,
+            codebook_size=1024,
+            norm_groups=4,
+        ),
+        task=VisionTokenizerTaskConfig(
+            reconstruction=ReconstructionConfig(chroma=1.0),
+            codebook_weight=0.0,
+            codebook=CodebookTrainingConfig(average_decay=0.95, revive_after=100, revive_until=steps * 3 // 4),
+            optimizer=OptimizerConfig(betas=(0.9, 0.99), weight_decay=1e-4),
+            ema_decay=0.998,
+            precision="bfloat16",
+        ),
+        data=ShapesFramesConfig(num_pictures=16, num_clips=2, whole_from=whole_from, whole_divisor=2),
+        trainer=TrainerConfig(
+            total_steps=steps,
+            schedule=ScheduleConfig(learning_rate=1.2e-3, warmup_steps=50, final_learning_rate=1e-5),
+            checkpoint_every=200,
+            log_every=50,
+            sample_every=500,
+        ),
+    )
+
+
+def trained_tokenizer(recipe: VisionTokenizerRecipe, folder: Path) -> VisionTokenizer:
+    """Return the averaged weights of the newest checkpoint in a run folder, for use; InputError if there is none."""
+    task = VisionTokenizerTask(recipe.task, VisionTokenizer(recipe.model))
+    saved = load_newest(folder)
+    if saved is None:
+        raise InputError(f"no trained vision tokenizer in {folder}: run `rhea train default-tokenizer` first")
+    task.load_state(saved.task_state())
+    with task.export() as averaged:
+        weights = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
+    model = VisionTokenizer(recipe.model)
+    model.load_state_dict(weights)
+    return model.eval()
