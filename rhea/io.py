@@ -45,6 +45,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for written in temporary.rglob("*"):
             if written.is_file():
+                written.chmod(0o666 & ~_umask())  # some writers leave their files to the owner alone
                 with written.open("rb") as handle:
                     os.fsync(handle.fileno())
         temporary.chmod(0o777 & ~_umask())

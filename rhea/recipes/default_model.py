@@ -19,6 +19,7 @@ from rhea.documents.document import Text
 from rhea.documents.grammar import Grammar, LossWeights
 from rhea.documents.loader import PackedLoader, PackedLoaderConfig
 from rhea.documents.mixture import Mixture, WeightedSource
+from rhea.documents.prefetch import Prefetcher
 from rhea.models.transformer import Transformer, TransformerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.default_tokenizer import VisionTokenizerRecipe, default_tokenizer, trained_tokenizer
@@ -29,11 +30,11 @@ from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig
 from rhea.training.optimizer import OptimizerConfig
 from rhea.training.schedule import ScheduleConfig
 from rhea.training.trainer import Trainer, TrainerConfig
-from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig
+from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig, ShapesTasks
 
 SIDE = 64
 TRAINED_ON = (
-    "drawings of one to four coloured shapes on a light ground, 64 x 64 pixels, with captions, questions and edits in "
+    "drawings of one to three coloured shapes on a light ground, 64 x 64 pixels, with captions, questions and edits in "
     "English and Chinese; of photographs it knows nothing"
 )
 
@@ -85,9 +86,10 @@ class DefaultModelRecipe:
             train_text_tokenizer(texts, self.text_vocab_size).save(folder)
         return load_text_tokenizer(kept)
 
-    def _loader(self, grammar: Grammar, vision_tokenizer: VisionTokenizer) -> PackedLoader:
+    def _loader(self, grammar: Grammar, vision_tokenizer: VisionTokenizer) -> Prefetcher:
         mixture = Mixture([WeightedSource(name="shapes", source=ShapesSource(self.data))], seed=self.trainer.seed)
-        return PackedLoader(self.loader, mixture, grammar, VisionCodec(vision_tokenizer, pixel_policy()))
+        codec = VisionCodec(vision_tokenizer, pixel_policy())
+        return Prefetcher(PackedLoader(self.loader, mixture, grammar, codec))
 
     def _checkpoint(
         self, model: Transformer, vision: VisionTokenizer, text: TextTokenizer, vocabulary: VocabularyConfig
@@ -129,19 +131,31 @@ def default_model() -> DefaultModelRecipe:
         tokenizer_run="runs/default-tokenizer",
         model=TransformerConfig(
             vocab_size=0,
-            dim=256,
+            dim=192,
             num_layers=6,
             num_heads=4,
             num_kv_heads=2,
-            head_dim=64,
-            ffn_dim=704,
+            head_dim=48,
+            ffn_dim=512,
             max_seq_len=1024,
             rope_theta=10_000.0,
             qk_norm=True,
         ),
         text_vocab_size=512,
         text_documents=3000,
-        data=ShapesSourceConfig(),
+        data=ShapesSourceConfig(
+            tasks=ShapesTasks(
+                text_to_image=0.44,
+                captioning=0.06,
+                question_answering=0.2,
+                editing=0.15,
+                text_to_video=0.03,
+                video_prediction=0.1,
+                film_question_answering=0.02,
+            ),
+            max_objects=3,
+            max_moving=2,
+        ),
         loader=PackedLoaderConfig(
             rows=4,
             seq_len=1024,

@@ -42,7 +42,7 @@ def initialize(model: VisionTokenizer) -> None:
         _quieten(module)
     _pass(encoder.conv_in.weight)
     _pass(encoder.conv_out.weight)
-    # Only the channels of the trunk are lifted: an offset on all would make a huge step of every update of the next layer.
+    # Only the trunk's channels are lifted: an offset on all would make every update of the next layer a huge step.
     encoder.norm_out.bias[:latent] = LINEAR_POINT
     _cancel_offset(encoder.conv_out, latent)
     _pass_time(encoder.time_conv, taps=(2, 3))

@@ -1,0 +1,43 @@
+"""Batches made ahead are the same, and a saved state is that of the last batch handed out."""
+
+from typing import Any
+
+import pytest
+
+from rhea.documents.prefetch import Prefetcher
+
+
+class Counter:
+    """A loader of numbers that breaks at 50."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def next_batch(self) -> int:
+        self.number += 1
+        if self.number == 50:
+            raise ValueError("fifty")
+        return self.number
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.number = state["number"]
+
+
+def test_same_batches_and_exact_state() -> None:
+    ahead = Prefetcher(Counter(), depth=3)
+    assert ahead.state_dict() == {"number": 0}
+    assert [ahead.next_batch() for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert ahead.state_dict() == {"number": 5}
+    resumed = Prefetcher(Counter(), depth=3)
+    resumed.load_state_dict(ahead.state_dict())
+    assert [resumed.next_batch() for _ in range(3)] == [6, 7, 8]
+
+
+def test_an_error_reaches_the_caller() -> None:
+    ahead = Prefetcher(Counter())
+    assert [ahead.next_batch() for _ in range(49)][-1] == 49
+    with pytest.raises(ValueError, match="fifty"):
+        ahead.next_batch()
