@@ -54,7 +54,7 @@ def initialize(model: VisionTokenizer) -> None:
     colours = model.config.out_channels
     _pass(decoder.norm_out.conv_b.weight)
     _cancel_offset(decoder.norm_out.conv_b, latent)
-    decoder.norm_out.conv_b.bias[:colours] += LINEAR_POINT
+    _bias(decoder.norm_out.conv_b)[:colours] += LINEAR_POINT
     _pass(decoder.conv_out.weight, gain=0.5)
     _cancel_offset(decoder.conv_out, colours)
 
@@ -78,7 +78,7 @@ def _quieten(module: nn.Module) -> None:
         for conv in (module.conv_y, module.conv_b):
             conv.weight.mul_(RANDOM)
             _cancel_offset(conv, conv.in_channels)
-        module.conv_y.bias += 1.0
+        _bias(module.conv_y).add_(1.0)
 
 
 def _pass(weight: Tensor, rows: Sequence[int] = (), gain: float = 1.0) -> None:
@@ -107,10 +107,13 @@ def _identity(wrapper: CausalConv3d, taps: Sequence[int], bias: float) -> None:
 
 def _cancel_offset(convolution: nn.Conv2d, channels: int) -> None:
     """Take off what lifted input channels, the first so many, add to every output."""
-    assert convolution.bias is not None
-    convolution.bias.copy_(-LIFTED * convolution.weight[:, :channels].sum((1, 2, 3)))
+    _bias(convolution).copy_(-LIFTED * convolution.weight[:, :channels].sum((1, 2, 3)))
 
 
 def _set_bias(convolution: nn.Conv2d | nn.Conv3d, value: float) -> None:
+    _bias(convolution).fill_(value)
+
+
+def _bias(convolution: nn.Conv2d | nn.Conv3d) -> Tensor:
     assert convolution.bias is not None
-    convolution.bias.fill_(value)
+    return convolution.bias

@@ -1,0 +1,81 @@
+"""Every recipe builds, with the parameter counts it promises; the debug recipe runs end to end and can be loaded."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rhea.config import from_dict, to_dict
+from rhea.models.transformer import Transformer
+from rhea.models.vision.tokenizer import VisionTokenizer
+from rhea.recipes.debug import DebugRecipe, debug
+from rhea.recipes.default_model import default_model
+from rhea.recipes.default_tokenizer import default_tokenizer
+from rhea.recipes.emu3 import emu3_transformer, emu3_vision_tokenizer
+from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
+
+
+def num_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_released_sizes() -> None:
+    with torch.device("meta"):
+        assert num_parameters(Transformer(emu3_transformer())) == 8_492_011_520
+        assert num_parameters(VisionTokenizer(emu3_vision_tokenizer())) == 270_740_287
+
+
+def test_default_sizes() -> None:
+    recipe = default_model()
+    vocabulary = Vocabulary(compact_vocabulary(recipe.text_vocab_size, recipe.tokenizer.model.codebook_size))
+    with torch.device("meta"):
+        assert num_parameters(VisionTokenizer(recipe.tokenizer.model)) == 2_995_467
+        assert num_parameters(Transformer(replace(recipe.model, vocab_size=vocabulary.size))) == 3_028_992
+
+
+@pytest.mark.parametrize("recipe", [debug, default_tokenizer, default_model])
+def test_config_round_trip(recipe) -> None:
+    made = recipe()
+    assert from_dict(type(made), json.loads(json.dumps(to_dict(made)))) == made
+
+
+@pytest.fixture(scope="module")
+def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "debug"
+    assert debug().run(folder)
+    return folder
+
+
+def test_debug_recipe_makes_a_checkpoint_that_answers(debug_run: Path) -> None:
+    import rhea
+
+    model = rhea.load(debug_run / "checkpoint")
+    (picture,) = model.generate("a red circle", seed=1)
+    assert picture.pixels.shape == (64, 64, 3)
+    assert isinstance(model.ask(np.zeros((64, 64, 3), np.uint8), "What is it?", max_new_tokens=4), str)
+
+
+def test_debug_recipe_is_repeatable_and_golden(debug_run: Path) -> None:
+    lines = [json.loads(line) for line in (debug_run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "debug_loss.json").read_text())
+    # Processors and torch versions sum in another order; 1e-3 of the loss is far below any change of the algorithm.
+    np.testing.assert_allclose(losses, golden, rtol=1e-3)
+
+
+def test_default_model_needs_its_tokenizer(tmp_path: Path) -> None:
+    recipe = replace(default_model(), tokenizer_run=str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match="rhea train default-tokenizer"):
+        recipe.run(tmp_path / "run")
+
+
+def test_debug_recipe_goes_on_where_it_was(debug_run: Path) -> None:
+    recipe = debug()
+    assert isinstance(recipe, DebugRecipe)
+    assert recipe.run(debug_run)  # nothing is left to do, and nothing is lost
+    assert (debug_run / "checkpoint" / "config.json").is_file()
