@@ -80,8 +80,10 @@ class Decoder(nn.Module):
         return in_passes(self._spatial, values, z_NChw, condition_NChw)
 
     def _spatial(self, z_NChw: torch.Tensor, condition_NChw: torch.Tensor) -> torch.Tensor:
-        z_NChw, condition_NChw = (x.contiguous(memory_format=torch.channels_last) for x in (z_NChw, condition_NChw))
-        x_NCHW = self.mid(self.conv_in(z_NChw), condition_NChw)
+        condition_NChw = condition_NChw.contiguous(memory_format=torch.channels_last)
+        # The layout is set behind conv_in: for tiny inputs torch's convolution does not keep it.
+        x_NCHW = self.conv_in(z_NChw).contiguous(memory_format=torch.channels_last)
+        x_NCHW = self.mid(x_NCHW, condition_NChw)
         for level in reversed(self.up):
             x_NCHW = level(x_NCHW, condition_NChw)
         if not torch.is_grad_enabled():

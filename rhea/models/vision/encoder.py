@@ -77,7 +77,9 @@ class Encoder(nn.Module):
         return in_passes(self._spatial, self.conv_in.out_channels * pixels_NCHW[0, 0].numel(), pixels_NCHW)
 
     def _spatial(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+        # Again behind conv_in: for tiny inputs torch's convolution does not keep the layout.
         x_NCHW = self.conv_in(pixels_NCHW.contiguous(memory_format=torch.channels_last))
+        x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
         for level in self.down:
             x_NCHW = level(x_NCHW)
         x_NCHW = self.mid(x_NCHW)

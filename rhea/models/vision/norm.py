@@ -65,7 +65,7 @@ def modulated(x_NCHW: torch.Tensor, scale_NChw: torch.Tensor, shift_NChw: torch.
     """Return ``groupnorm(x) * scale + shift``, the maps nearest-upsampled. Differentiable once."""
     if torch.is_grad_enabled():
         return _Modulated.apply(x_NCHW, scale_NChw, shift_NChw, groups)
-    return scaled_rows(x_NCHW, *folded(x_NCHW, scale_NChw, shift_NChw, groups), 0, x_NCHW.shape[2])
+    return scale_rows(x_NCHW, *folded(x_NCHW, scale_NChw, shift_NChw, groups), out=torch.empty_like(x_NCHW))
 
 
 def folded(
@@ -76,16 +76,19 @@ def folded(
     return scale_NChw.to(x_NCHW.dtype), shift_NChw.to(x_NCHW.dtype)
 
 
-def scaled_rows(
-    x_NCHW: torch.Tensor, scale_NChw: torch.Tensor, shift_NChw: torch.Tensor, top: int, bottom: int
+def scale_rows(
+    x_NCHW: torch.Tensor, scale_NChw: torch.Tensor, shift_NChw: torch.Tensor, out: torch.Tensor, top: int = 0
 ) -> torch.Tensor:
-    """Return rows ``top`` to ``bottom`` of ``x * scale + shift`` as a new tensor, the maps nearest-upsampled."""
+    """Write rows of ``x * scale + shift``, the maps nearest-upsampled, from ``top`` on, as many as ``out`` has."""
     height, width = scale_NChw.shape[2:]
+    bottom = top + out.shape[2]
     if height > 1:
         row = torch.arange(top, bottom, device=x_NCHW.device) // (x_NCHW.shape[2] // height)
         scale_NChw, shift_NChw = scale_NChw[:, :, row], shift_NChw[:, :, row]
-    tiles = x_NCHW[:, :, top:bottom].unflatten(3, (width, -1))  # the places of a row that share a value of the map
-    return (tiles * scale_NChw.unsqueeze(4)).add_(shift_NChw.unsqueeze(4)).flatten(3)
+    # The places of a row that share a value of the map become a dimension of their own.
+    tiles, out_tiles = (x.unflatten(3, (width, -1)) for x in (x_NCHW[:, :, top:bottom], out))
+    torch.mul(tiles, scale_NChw.unsqueeze(4), out=out_tiles).add_(shift_NChw.unsqueeze(4))
+    return out
 
 
 class _Modulated(torch.autograd.Function):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rhea.models.vision.norm import GroupNorm, SpatialNorm, folded, scaled_rows
+from rhea.models.vision.norm import GroupNorm, SpatialNorm, folded, scale_rows
 
 STRIP_VALUES = 2**21
 """Values of a strip of the input: 8 MB in float32."""
@@ -43,21 +43,24 @@ def norm_silu_conv(
 
     With ``overwrite`` the result may take the place of x, if it has as many channels.
     """
-    frames, _, height, width = x_NCHW.shape
+    frames, channels, height, width = x_NCHW.shape
     maps = folded(x_NCHW, *norm.maps(latents_NChw), norm.num_groups)
     rows = _rows(x_NCHW)
     if rows >= height:
-        return conv(F.silu(scaled_rows(x_NCHW, *maps, 0, height), inplace=True))
+        return conv(F.silu(scale_rows(x_NCHW, *maps, out=torch.empty_like(x_NCHW)), inplace=True))
     overwrite = overwrite and conv.out_channels == conv.in_channels
     out_NCHW = x_NCHW if overwrite else _empty(x_NCHW, (frames, conv.out_channels, height, width))
-    zeros = torch.zeros_like(x_NCHW[:, :, :1])
-    above = zeros
+    buffer = _empty(x_NCHW, (frames, channels, rows + 2, width))  # a strip and the edge rows of its neighbours
+    buffer[:, :, :1] = 0
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        active = F.silu(scaled_rows(x_NCHW, *maps, top, min(bottom + 1, height)), inplace=True)
-        strip = torch.cat((above, active, zeros) if bottom == height else (above, active), dim=2)
-        above = strip[:, :, bottom - top : bottom - top + 1]
+        strip = buffer[:, :, : bottom - top + 2]
+        active = strip[:, :, 1 : min(bottom + 1, height) - top + 1]
+        F.silu(scale_rows(x_NCHW, *maps, out=active, top=top), inplace=True)
+        if bottom == height:
+            strip[:, :, -1:] = 0
         out_NCHW[:, :, top:bottom] = F.conv2d(strip, conv.weight, conv.bias, padding=(0, 1))
+        strip[:, :, :1] = strip[:, :, -2:-1]
     return out_NCHW
 
 
