@@ -70,8 +70,8 @@ class DefaultModelRecipe:
         model = Transformer(replace(self.model, vocab_size=Vocabulary(vocabulary).size))
         model.init_weights(self.trainer.seed)
         task = NextTokenTask(self.task, model, Vocabulary(vocabulary))
-        loader = self._loader(Grammar(Vocabulary(vocabulary), text_tokenizer), vision_tokenizer)
-        complete = Trainer(self.trainer, task, loader, folder).train()
+        with self._loader(Grammar(Vocabulary(vocabulary), text_tokenizer), vision_tokenizer) as loader:
+            complete = Trainer(self.trainer, task, loader, folder).train()
         with task.export() as trained:
             checkpoint = self._checkpoint(trained, vision_tokenizer, text_tokenizer, vocabulary)
             save_checkpoint(folder / "checkpoint", checkpoint, overwrite=True)

@@ -36,6 +36,15 @@ def test_same_batches_and_exact_state() -> None:
     assert [resumed.next_batch() for _ in range(3)] == [6, 7, 8]
 
 
+def test_the_thread_ends_with_the_block() -> None:
+    with Prefetcher(Counter(), depth=2) as ahead:
+        ahead.next_batch()
+        thread = ahead._thread
+        assert thread is not None
+        assert thread.is_alive()
+    assert not thread.is_alive()
+
+
 def test_an_error_reaches_the_caller() -> None:
     ahead = Prefetcher(Counter())
     assert [ahead.next_batch() for _ in range(49)][-1] == 49
