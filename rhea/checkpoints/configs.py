@@ -101,7 +101,7 @@ def _released(layout: Layout, data: dict[str, Any], folder: Path) -> CheckpointC
     if "pixels" in ours:
         pixels = from_dict(PixelPolicy, ours["pixels"], f"{where}.pixels")
     generation = dict(ours.get("generation") or {})
-    if "image_area" in data:
+    if isinstance(data.get("image_area"), int) and data["image_area"] > 0:
         generation.setdefault("image_area", data["image_area"])
     return CheckpointConfig(
         transformer=transformer,

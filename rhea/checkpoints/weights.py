@@ -1,7 +1,7 @@
 """safetensors files as one lazy table of tensors: headers first, then data block by block into memory of our own.
 
 Files are memory-mapped, and mapped pages count as memory in use until the mapping is closed. So tensors are copied
-(cast on the way) in blocks of 64 MB and the file is mapped anew every 256 MB: loading never holds more than the model
+(cast on the way) in blocks of 32 MB and the file is mapped anew every 128 MB: loading never holds more than the model
 itself and one such window. Copying also gives aligned memory that a later change of the file cannot reach.
 Nothing here unpickles: a folder with only .bin or .pth files is refused.
 """
@@ -18,8 +18,8 @@ from rhea.checkpoints.layouts import PARTS, RHEA, Layout, Part
 from rhea.errors import InputError
 from rhea.io import read_json
 
-BLOCK_BYTES = 64 << 20
-WINDOW_BYTES = 256 << 20
+BLOCK_BYTES = 32 << 20
+WINDOW_BYTES = 128 << 20
 
 _DTYPES = {
     "F64": torch.float64,
