@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rhea.models.blocked_attention import blocked_causal_attention
 from rhea.models.layers import RMSNorm, Rotary, rotate
 from rhea.models.packed import PackedLinear, can_pack
 
@@ -69,6 +70,10 @@ def attend(
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, visibility: Visibility, dropout: float) -> Tensor:
+    causal = visibility.causal and visibility.mask_B1TS is None
+    trains_on_cpu = queries.device.type == "cpu" and queries.requires_grad
+    if trains_on_cpu and causal and not dropout and queries.dtype == torch.bfloat16:
+        return blocked_causal_attention(queries, keys, values)
     if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and torch.is_grad_enabled():
         # The kernel's backward is two to three times slower in bfloat16 than in float32 on documents of a few hundred.
         with torch.autocast("cpu", enabled=False):
@@ -80,7 +85,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, visibility: Visibilit
         values.transpose(1, 2),
         attn_mask=visibility.mask_B1TS,
         dropout_p=dropout,
-        is_causal=visibility.causal and visibility.mask_B1TS is None,
+        is_causal=causal,
         enable_gqa=keys.shape[2] != queries.shape[2],
     )
     return output.transpose(1, 2)

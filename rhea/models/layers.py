@@ -7,6 +7,7 @@ forward, and only then cast to the model's dtype. Nothing rotary is stored, so n
 Shapes: B rows, T tokens, H heads, D channels, K = channels of one head.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rhea.models.packed import PackedLinear, can_pack
+from rhea.models.remake import remade
 
 
 class RMSNorm(nn.Module):
@@ -27,30 +29,40 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised x; under autocast in its dtype, so that no later product casts it again."""
-        return (
-            _ScaledNorm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _norm(x, self.weight, self.eps)
-        )
+        if torch.is_grad_enabled():
+            return _ScaledNorm.apply(x, self.weight, self.eps, compute_dtype(x))
+        return _scaled_norm(x, self.weight, self.eps, compute_dtype(x))
+
+    def feed(self, branch: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:
+        """Return branch(norm(x), ...) without keeping the norm for the backward pass."""
+        normal = self.forward(x)
+        with remade(normal, lambda: _scaled_norm(x, self.weight, self.eps, normal.dtype)):
+            return branch(normal, *others)
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    # Without a weight torch's operator is exactly "in float32, cast back"; with one it would scale before the cast.
-    output = F.rms_norm(x, weight.shape, None, eps) * weight
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a product with x is computed here: autocast's, or its own."""
     kind = x.device.type
-    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _scaled_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    # Without a weight torch's operator is exactly "in float32, cast back"; with one it would scale before the cast.
+    return (F.rms_norm(x, weight.shape, None, eps) * weight).to(dtype)
 
 
 class _ScaledNorm(torch.autograd.Function):
     """The norm with a backward that keeps nothing but its input, which the residual stream keeps anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return _norm(x, weight, eps)
+        return _scaled_norm(x, weight, eps, dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight = ctx.saved_tensors
         wide = torch.promote_types(x.dtype, torch.float32)
         inverse = (x.to(wide).square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
@@ -58,7 +70,7 @@ class _ScaledNorm(torch.autograd.Function):
         weight_slope = (slope * normal).flatten(0, -2).sum(0)
         slope = slope * weight
         slope -= normal.mul_((slope * normal).mean(-1, keepdim=True))
-        return slope.mul_(inverse).to(x.dtype), weight_slope.to(weight.dtype), None
+        return slope.mul_(inverse).to(x.dtype), weight_slope.to(weight.dtype), None, None
 
 
 class Rotary(NamedTuple):
@@ -79,7 +91,7 @@ def rotary(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype
 def rotate(x_BTHK: Tensor, rotation: Rotary) -> Tensor:
     """Rotate the channel pairs (i, i + K/2) of every head by its token's angles."""
     swapped = x_BTHK.roll(x_BTHK.shape[-1] // 2, -1)
-    return (x_BTHK * rotation.cos + swapped * rotation.signed_sin).to(x_BTHK.dtype)
+    return x_BTHK * rotation.cos + swapped * rotation.signed_sin
 
 
 class _GatedSilu(torch.autograd.Function):
@@ -116,4 +128,7 @@ class FeedForward(nn.Module):
         if self.packed is not None and not torch.is_grad_enabled():
             gate, up = self.packed[0](x).chunk(2, -1)
             return self.packed[1](F.silu(gate) * up)
-        return self.down_proj(_GatedSilu.apply(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        gated = _GatedSilu.apply(gate, up)
+        with remade(gated, lambda: F.silu(gate).mul_(up)):
+            return self.down_proj(gated)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CACHED_SCORES = 2**21
-"""Scores worked on at a time on a CPU: 8 MiB in float32."""
+_IN_CACHE = 2**21
+"""Numbers worked on at a time on a CPU, so that all passes over them stay in its cache: 8 MiB in float32."""
 
 
 def weighted_cross_entropy(
@@ -47,17 +47,18 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         total = nll_N.new_zeros(())
         used = weights_N.nonzero().flatten()
         buffer = weight.new_empty(min(chunk, len(used)), len(weight))
+        scratch = buffer.new_empty(min(_rows_in_cache(buffer), len(buffer)), len(weight), dtype=wide)
         for rows in used.split(chunk):
             hidden, weights = hidden_ND[rows].to(dtype), weights_N[rows].to(wide)
             scores = torch.mm(hidden, weight.t(), out=buffer[: len(rows)])
-            nll, log_sum = _scores_to_slopes(scores, labels_N[rows], weights, z_loss)
+            nll, log_sum = _scores_to_slopes(scores, labels_N[rows], weights, z_loss, scratch)
             nll_N[rows] = nll
             total += (weights * (nll + z_loss * log_sum.square())).sum()
             if hidden_grad is not None:
                 hidden_grad[rows] = (scores @ weight).to(hidden_grad.dtype)
             if ctx.needs_input_grad[1]:
                 product = scores.t() @ hidden
-                weight_grad = product.to(wide) if weight_grad is None else weight_grad.add_(product)
+                weight_grad = product.to(wide) if weight_grad is None else _add(weight_grad, product)
         if ctx.needs_input_grad[1] and weight_grad is None:
             weight_grad = torch.zeros_like(weight_VD)
         ctx.hidden_grad, ctx.weight_grad, ctx.weight_dtype = hidden_grad, weight_grad, weight_VD.dtype
@@ -78,23 +79,34 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return hidden_grad, weight_grad, None, None, None, None
 
 
-def _scores_to_slopes(scores_CV: Tensor, labels_C: Tensor, weights_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """Overwrite the scores by the loss's slopes; return nll and logsumexp, [C] each.
+def _rows_in_cache(matrix: Tensor) -> int:
+    """Return how many rows to work on at a time."""
+    return max(1, _IN_CACHE // matrix.shape[1]) if matrix.device.type == "cpu" else max(1, len(matrix))
 
-    On a CPU a few rows at a time, so that all passes over them happen inside the processor's cache.
-    """
-    wide = weights_C.dtype
-    block = max(1, _CACHED_SCORES // scores_CV.shape[1]) if scores_CV.device.type == "cpu" else len(scores_CV)
+
+def _add(total: Tensor, product: Tensor) -> Tensor:
+    """Add in place; by parts, because torch makes a whole copy of a product of another dtype."""
+    rows = _rows_in_cache(total)
+    for part, addend in zip(total.split(rows), product.split(rows), strict=True):
+        part += addend
+    return total
+
+
+def _scores_to_slopes(
+    scores_CV: Tensor, labels_C: Tensor, weights_C: Tensor, z_loss: float, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Overwrite the scores by the loss's slopes; return nll and logsumexp, [C] each."""
     nlls, log_sums = [], []
-    for scores, labels, weights in zip(
-        *(x.split(block) for x in (scores_CV, labels_C[:, None], weights_C)), strict=True
-    ):
-        exact = scores.to(wide)
+    parts = (x.split(len(scratch)) for x in (scores_CV, labels_C[:, None], weights_C))
+    for scores, labels, weights in zip(*parts, strict=True):
+        exact = scores if scores.dtype == scratch.dtype else scratch[: len(scores)].copy_(scores)
         label_scores, top = exact.gather(1, labels)[:, 0], exact.amax(-1)
-        slopes = exact.softmax(-1)
+        slopes = torch.softmax(exact, -1, out=exact)
         log_sum = top - slopes.amax(-1).log()  # the largest probability is exp(top - logsumexp), never tiny
         slopes *= (weights * (1 + 2 * z_loss * log_sum))[:, None]
-        scores.copy_(slopes.scatter_add_(1, labels, -weights[:, None]))
+        slopes.scatter_add_(1, labels, -weights[:, None])
+        if slopes is not scores:
+            scores.copy_(slopes)
         nlls.append(log_sum - label_scores)
         log_sums.append(log_sum)
     return torch.cat(nlls), torch.cat(log_sums)

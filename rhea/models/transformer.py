@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rhea.errors import InputError
 from rhea.models.attention import Attention, Visibility, document_starts, document_visibility
 from rhea.models.kv_cache import KVCache
-from rhea.models.layers import FeedForward, RMSNorm, Rotary, rotary
+from rhea.models.layers import FeedForward, RMSNorm, Rotary, compute_dtype, rotary
 from rhea.models.packed import PackedLinear, can_pack
 
 
@@ -76,9 +76,9 @@ class DecoderLayer(nn.Module):
         self, x_BTD: Tensor, rotation: Rotary, visibility: Visibility, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """Return the residual stream after this layer."""
-        attended = self.attention(self.attention_norm(x_BTD), rotation, visibility, cache, layer)
+        attended = self.attention_norm.feed(self.attention, x_BTD, rotation, visibility, cache, layer)
         x_BTD = x_BTD + F.dropout(attended, self.dropout, self.training)
-        return x_BTD + F.dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, self.training)
+        return x_BTD + F.dropout(self.mlp_norm.feed(self.mlp, x_BTD), self.dropout, self.training)
 
 
 class Transformer(nn.Module):
@@ -135,7 +135,7 @@ class Transformer(nn.Module):
         x_BTD = token_ids_BT if self.embed_tokens is None else self.embed_tokens(token_ids_BT)
         if self.embed_tokens is not None:
             x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
-        rotation = rotary(positions_BT, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
+        rotation = rotary(positions_BT, self.config.head_dim, self.config.rope_theta, compute_dtype(x_BTD))
         for index, layer in enumerate(self.layers):
             x_BTD = layer(x_BTD, rotation, visibility, cache, index)
         if cache is not None:

@@ -70,3 +70,27 @@ def test_grouped_attention_to_a_cache_equals_the_textbook(new_tokens: int) -> No
         unmasked = attend_cached(queries, *cached, Visibility(causal=False))
         everything = torch.ones(2, 1, 10, dtype=torch.bool)
         torch.testing.assert_close(unmasked, reference(queries, keys, values, everything), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 5, 128, 131, 300])
+def test_blocked_attention_in_bfloat16_is_as_near_the_truth_as_torch(length: int) -> None:
+    exact = [random_heads(2, length, heads, heads + i) for i, heads in enumerate((4, 2, 2))]
+    low = [x.detach().bfloat16().requires_grad_() for x in exact]
+    slopes = torch.randn(2, length, 4, 8, generator=torch.Generator().manual_seed(9))
+    causal = torch.ones(length, length, dtype=torch.bool).tril().expand(2, -1, -1)
+    expected = reference(*exact, causal)
+    output = attend(*low, Visibility(causal=True))
+    assert output.grad_fn is not None
+    assert "Blocked" in output.grad_fn.name()
+    # bfloat16 has 8 bits: each of the chained roundings (inputs, scores, probabilities) errs by up to 1/256.
+    assert relative_error(output, expected) < 0.01
+    ours = torch.autograd.grad((output * slopes).sum(), low)
+    theirs = torch.autograd.grad((expected * slopes).sum(), exact)
+    for our, their in zip(ours[: 3 if length > 1 else 0], theirs, strict=False):
+        assert relative_error(our, their) < 0.015
+    with torch.no_grad():
+        assert relative_error(attend(*low, Visibility(causal=True)), expected) < 0.01
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    return ((value.float() - exact).norm() / exact.norm()).item()
