@@ -1,0 +1,77 @@
+"""The README's table of figures, made from the JSON files of the other benchmarks; the README quotes nothing else.
+
+Usage: python benchmarks/table.py           print it
+       python benchmarks/table.py --write   put it between the markers in README.md and in the default model's card
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+CARD = HERE.parent / "rhea" / "assets" / "default" / "README.md"
+MARKERS = re.compile(r"(<!-- figures:.*?-->\n).*?(<!-- end of figures -->)", re.DOTALL)
+HEADER = "| what | figure | beside it | measured by |\n|---|--:|---|---|\n"
+
+
+def load(name: str) -> dict[str, Any]:
+    """Read the results of one benchmark."""
+    return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shapes_rows() -> list[tuple[str, str, str, str]]:
+    """Return the default model's figures."""
+    report = load("shapes")
+    figures = {(each["group"], each["name"]): each for each in report["figures"]}
+    rows = []
+    for group, name, told in (
+        ("text to image", "1 object", "one object drawn exactly as told"),
+        ("text to image", "2 objects", "two objects"),
+        ("text to image", "3 objects", "three objects"),
+        ("text to image", "1 unseen kind", "one object of a kind never seen in training"),
+        ("answers", "all types", "questions about a picture answered rightly"),
+        ("edits", "all edits", "edits done exactly"),
+    ):
+        each = figures[group, name]
+        guesses = ", ".join(f"{guess} {value:.1%}" for guess, value in each["unskilled"].items())
+        rows.append((told, f"{each['value']:.1%}", f"ceiling {each['ceiling']:.1%}; {guesses}", "shapes"))
+    films = figures["films", "centre error"]
+    guesses = ", ".join(f"{guess} {value:.2f} px" for guess, value in films["unskilled"].items())
+    told = "centre error of predicted films"
+    rows.append((told, f"{films['value']:.2f} px", f"ceiling {films['ceiling']:.2f} px; {guesses}", "shapes"))
+    return rows
+
+
+def all_rows() -> list[tuple[str, str, str, str]]:
+    """Return every row for which there are results."""
+    return shapes_rows()
+
+
+def table(rows: list[tuple[str, str, str, str]] | None = None, root: str = "") -> str:
+    """Return the table as Markdown, its links relative to ``root``."""
+    lines = [
+        f"| {what} | {figure} | {beside} | [{name}.py]({root}benchmarks/{name}.py) |\n"
+        for what, figure, beside, name in (all_rows() if rows is None else rows)
+    ]
+    return HEADER + "".join(lines)
+
+
+def fill(path: Path, text: str) -> None:
+    """Put ``text`` between the markers of a file."""
+    before = path.read_text(encoding="utf-8")
+    path.write_text(MARKERS.sub(lambda found: found[1] + text + found[2], before), encoding="utf-8")
+
+
+def main() -> None:
+    if "--write" in sys.argv:
+        fill(README, table())
+        fill(CARD, table(shapes_rows(), root="../../../"))
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()
