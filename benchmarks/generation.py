@@ -24,7 +24,8 @@ from rhea.documents.document import ImageSize
 from rhea.documents.grammar import Grammar
 from rhea.generation.plain import Request, continue_prompts
 from rhea.generation.sampling import SamplingConfig
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.transformer import Transformer
 from rhea.tokenizers.text import train_text_tokenizer
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
 

@@ -22,7 +22,8 @@ from record import save
 from rhea.checkpoints.configs import CheckpointConfig
 from rhea.checkpoints.load import Checkpoint, load_checkpoint
 from rhea.checkpoints.save import convert_checkpoint, save_checkpoint
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.transformer import Transformer
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.tokenizers.vision import PixelPolicy

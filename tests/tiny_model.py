@@ -8,7 +8,8 @@ import torch
 from rhea.checkpoints.configs import CheckpointConfig
 from rhea.checkpoints.load import Checkpoint
 from rhea.checkpoints.save import save_checkpoint
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.transformer import Transformer
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.tokenizers.text import train_text_tokenizer

@@ -12,7 +12,7 @@ from rhea.checkpoints.layouts import HF, HF_TRANSFORMER, HF_VISION, OFFICIAL_TRA
 from rhea.config import from_dict, to_dict
 from rhea.errors import InputError
 from rhea.io import read_json
-from rhea.models.transformer import TransformerConfig
+from rhea.models.config import TransformerConfig
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.tokenizers.vision import PixelPolicy
 from rhea.tokenizers.vocabulary import EMU3_VOCABULARY, Vocabulary, VocabularyConfig

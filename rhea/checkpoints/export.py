@@ -10,7 +10,7 @@ from rhea.checkpoints.configs import CheckpointConfig
 from rhea.checkpoints.layouts import HF, HF_TRANSFORMER, HF_VISION, Layout
 from rhea.config import to_dict
 from rhea.errors import InputError
-from rhea.models.transformer import TransformerConfig
+from rhea.models.config import TransformerConfig
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.tokenizers.vision import PixelPolicy
 from rhea.tokenizers.vocabulary import EMU3_VOCABULARY, Vocabulary

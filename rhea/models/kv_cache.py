@@ -7,18 +7,12 @@ length is never attended and is overwritten by its next tokens: a row in a batch
 Shapes: B rows, T new tokens, L = max_len, G key-value heads, K channels of one head.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from rhea.errors import InputError
-from rhea.models.attention import Visibility
-
-if TYPE_CHECKING:
-    from rhea.models.transformer import TransformerConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.visibility import Visibility
 
 
 class KVCache:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from rhea.models.transformer import TransformerConfig
+from rhea.models.config import TransformerConfig
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.recipes.default_model import DefaultModelRecipe, default_model
 from rhea.recipes.default_tokenizer import VisionTokenizerRecipe, default_tokenizer

@@ -20,7 +20,8 @@ from rhea.documents.grammar import Grammar, LossWeights
 from rhea.documents.loader import PackedLoader, PackedLoaderConfig
 from rhea.documents.mixture import Mixture, WeightedSource
 from rhea.documents.prefetch import Prefetcher
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.default_tokenizer import VisionTokenizerRecipe, default_tokenizer, trained_tokenizer
 from rhea.tokenizers.text import TextTokenizer, load_text_tokenizer, train_text_tokenizer

@@ -3,7 +3,7 @@
 Pinned by a test on the meta device: 8,492,011,520 parameters in the transformer, 270,740,287 in the vision tokenizer.
 """
 
-from rhea.models.transformer import TransformerConfig
+from rhea.models.config import TransformerConfig
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.tokenizers.vocabulary import EMU3_VOCABULARY, Vocabulary
 

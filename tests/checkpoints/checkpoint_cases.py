@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from rhea.checkpoints.configs import CheckpointConfig
 from rhea.checkpoints.layouts import HF, OFFICIAL_TRANSFORMER
 from rhea.checkpoints.load import Checkpoint
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.transformer import Transformer
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.tokenizers.text import ByteLevelTokenizer, train_text_tokenizer

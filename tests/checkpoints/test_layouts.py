@@ -17,7 +17,8 @@ from rhea.checkpoints.layouts import (
     PARTS,
     RHEA,
 )
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.transformer import Transformer
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
 

@@ -12,7 +12,8 @@ from rhea.checkpoints.configs import CheckpointConfig
 from rhea.checkpoints.layouts import HF
 from rhea.checkpoints.load import Checkpoint, load_checkpoint
 from rhea.checkpoints.save import convert_checkpoint, save_checkpoint
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.transformer import Transformer
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.tokenizers.vision import PixelPolicy

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
+from rhea.models.config import TransformerConfig
 from rhea.models.kv_cache import KVCache
 from rhea.models.loss_head import weighted_cross_entropy
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.transformer import Transformer
 
 THEIR_NAMES = {
     "attention.": "self_attn.",

@@ -6,7 +6,7 @@ from tiny_model import GENERATION, tiny_checkpoint
 from rhea.checkpoints.configs import CheckpointConfig
 from rhea.errors import InputError
 from rhea.generation.defaults import EMU3_DEFAULTS, GenerationDefaults, defaults_of, pixel_size
-from rhea.models.transformer import TransformerConfig
+from rhea.models.config import TransformerConfig
 from rhea.tokenizers.vision import PixelPolicy
 from rhea.tokenizers.vocabulary import EMU3_VOCABULARY
 

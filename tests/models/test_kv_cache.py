@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rhea.errors import InputError
+from rhea.models.config import TransformerConfig
 from rhea.models.kv_cache import KVCache
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.transformer import Transformer
 
 CONFIG = TransformerConfig(
     vocab_size=61,

@@ -5,10 +5,12 @@ import torch
 from torch import Tensor
 
 from rhea.errors import InputError
-from rhea.models.attention import Attention, Visibility
+from rhea.models.attention import Attention
+from rhea.models.config import TransformerConfig
 from rhea.models.kv_cache import KVCache
 from rhea.models.layers import rotary
-from rhea.models.transformer import DecoderLayer, Transformer, TransformerConfig
+from rhea.models.transformer import DecoderLayer, Transformer
+from rhea.models.visibility import Visibility
 
 SMALL = TransformerConfig(
     vocab_size=97,

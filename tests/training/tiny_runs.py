@@ -20,7 +20,8 @@ import torch
 
 from rhea.documents.grammar import Rendered
 from rhea.documents.packing import Packed, pack
-from rhea.models.transformer import Transformer, TransformerConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.transformer import Transformer
 from rhea.models.vision.codebook_training import CodebookTrainingConfig
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.discriminator import DiscriminatorConfig
