@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from rhea.checkpoints.configs import CheckpointConfig
-from rhea.checkpoints.load import Checkpoint
+from rhea.checkpoints.load import Checkpoint, load_checkpoint
 from rhea.checkpoints.save import save_checkpoint
 from rhea.documents.document import Text
 from rhea.documents.grammar import Grammar, LossWeights
 from rhea.documents.loader import PackedLoader, PackedLoaderConfig
 from rhea.documents.mixture import Mixture, WeightedSource
 from rhea.documents.prefetch import Prefetcher
+from rhea.errors import InputError
 from rhea.models.config import TransformerConfig
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
@@ -67,7 +68,9 @@ class DefaultModelRecipe:
 
     tokenizer: VisionTokenizerRecipe
     tokenizer_run: str
-    """Run folder of the vision tokenizer."""
+    """Run folder of the vision tokenizer, or a checkpoint that holds one."""
+    start_from: str = ""
+    """A checkpoint of this model to go on from, with its text tokenizer; random weights if empty."""
     model: TransformerConfig
     """Its vocab_size is filled in from the two tokenizers."""
     text_vocab_size: int
@@ -87,10 +90,15 @@ class DefaultModelRecipe:
     def run_transformer(self, folder: Path) -> bool:
         """Do so with the vision tokenizer of ``tokenizer_run``."""
         vision_tokenizer = trained_tokenizer(self.tokenizer, Path(self.tokenizer_run))
-        text_tokenizer = self._text_tokenizer(folder)
+        start = load_checkpoint(self.start_from, dtype=torch.float32) if self.start_from else None
+        text_tokenizer = (start and start.text_tokenizer) or self._text_tokenizer(folder)
         vocabulary = compact_vocabulary(text_tokenizer.vocab_size, self.tokenizer.model.codebook_size)
         model = Transformer(replace(self.model, vocab_size=Vocabulary(vocabulary).size))
         model.init_weights(self.trainer.seed)
+        if start is not None and start.transformer is not None:
+            if start.transformer.config != model.config:
+                raise InputError(f"{self.start_from} holds a transformer of other sizes than this recipe's")
+            model.load_state_dict(start.transformer.state_dict())
         task = NextTokenTask(self.task, model, Vocabulary(vocabulary))
         with self._loader(Grammar(Vocabulary(vocabulary), text_tokenizer), vision_tokenizer) as loader:
             complete = Trainer(self.trainer, task, loader, folder).train()

@@ -7,6 +7,7 @@ entries of 8 numbers.
 from dataclasses import dataclass
 from pathlib import Path
 
+from rhea.checkpoints.load import load_checkpoint
 from rhea.errors import InputError
 from rhea.models.vision.codebook_training import CodebookTrainingConfig
 from rhea.models.vision.config import VisionTokenizerConfig
@@ -72,7 +73,15 @@ def default_tokenizer() -> VisionTokenizerRecipe:
 
 
 def trained_tokenizer(recipe: VisionTokenizerRecipe, folder: Path) -> VisionTokenizer:
-    """Return the averaged weights of the newest checkpoint in a run folder, for use; InputError if there is none."""
+    """Return the vision tokenizer of a run folder (averaged weights, newest state) or of a model's checkpoint folder.
+
+    InputError if there is none.
+    """
+    if (folder / "config.json").is_file():
+        found = load_checkpoint(folder, parts=("vision_tokenizer",)).vision_tokenizer
+        if found is None or found.config != recipe.model:
+            raise InputError(f"{folder} holds no vision tokenizer of this recipe's sizes")
+        return found
     task = VisionTokenizerTask(recipe.task, VisionTokenizer(recipe.model))
     saved = load_newest(folder)
     if saved is None:

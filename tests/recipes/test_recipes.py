@@ -79,3 +79,13 @@ def test_debug_recipe_goes_on_where_it_was(debug_run: Path) -> None:
     assert isinstance(recipe, DebugRecipe)
     assert recipe.run(debug_run)  # nothing is left to do, and nothing is lost
     assert (debug_run / "checkpoint" / "config.json").is_file()
+
+
+def test_training_goes_on_from_a_checkpoint(debug_run: Path, tmp_path: Path) -> None:
+    checkpoint = str(debug_run / "checkpoint")
+    recipe = replace(debug(), tokenizer_run=checkpoint, start_from=checkpoint)
+    recipe = replace(recipe, trainer=replace(recipe.trainer, total_steps=2, log_every=1))
+    assert recipe.run_transformer(tmp_path / "run")
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    from_nothing = json.loads((debug_run / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] < from_nothing["loss"]
