@@ -79,6 +79,10 @@ class Downsample(nn.Module):
         return padded_conv(self.conv, x_NCHW)
 
 
+FOLD = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
+"""Which of the three taps each of the four rows (and columns) of the transposed kernel adds up."""
+
+
 class Upsample(nn.Module):
     """Double height and width: nearest, then a 3x3 convolution, done as one transposed convolution.
 
@@ -94,10 +98,12 @@ class Upsample(nn.Module):
         return F.conv_transpose2d(x_NCHW, self.folded_weight(), self.conv.bias, stride=2, padding=1)
 
     def folded_weight(self) -> torch.Tensor:
-        """Return the 4x4 kernel of the transposed convolution, [in, out, 4, 4]."""
-        weight = self.conv.weight.transpose(0, 1).flip(2, 3)
-        weight = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
-        return F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
+        """Return the 4x4 kernel of the transposed convolution, [in, out, 4, 4] in channels-last layout."""
+        weight_OI9 = self.conv.weight.flatten(2)
+        with torch.autocast(weight_OI9.device.type, enabled=False):
+            fold = torch.kron(weight_OI9.new_tensor(FOLD), weight_OI9.new_tensor(FOLD))
+            weight_I16O = torch.matmul(fold, weight_OI9.permute(1, 2, 0))
+        return weight_I16O.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
 
 class CausalConv3d(nn.Module):
