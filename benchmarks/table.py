@@ -45,9 +45,24 @@ def shapes_rows() -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def memory_rows() -> list[tuple[str, str, str, str]]:
+    """Return what loading a checkpoint of more than a gigabyte costs."""
+    loads = load("load_memory")["loads"]
+    ours = [each["worst_peak_over_model"] for name, each in loads.items() if not name.startswith("transformers")]
+    told = "peak memory of loading, in sizes of the loaded model"
+    return [(told, f"{max(ours):.2f} x", f"the worst of {len(ours)} layouts and dtypes", "load_memory")]
+
+
+def startup_rows() -> list[tuple[str, str, str, str]]:
+    """Return how long the package takes to answer."""
+    seconds = load("startup")["seconds"]
+    beside = f"an empty interpreter {seconds['python']:.2f} s"
+    return [(f"`{name}`", f"{seconds[name]:.2f} s", beside, "startup") for name in ("import rhea", "rhea --help")]
+
+
 def all_rows() -> list[tuple[str, str, str, str]]:
-    """Return every row for which there are results."""
-    return shapes_rows()
+    """Return every row."""
+    return shapes_rows() + memory_rows() + startup_rows()
 
 
 def table(rows: list[tuple[str, str, str, str]] | None = None, root: str = "") -> str:
