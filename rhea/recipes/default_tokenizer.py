@@ -31,13 +31,18 @@ class VisionTokenizerRecipe:
     task: VisionTokenizerTaskConfig
     data: ShapesFramesConfig
     trainer: TrainerConfig
+    start_from: str = ""
+    """A run folder or a checkpoint with a tokenizer of these sizes to go on from; random weights if empty."""
 
     def run(self, folder: Path) -> bool:
         """Train in ``folder``, or go on there; return whether the training is complete."""
         with seeded(self.trainer.seed):
             model = VisionTokenizer(self.model)
         initialize(model)
-        return Trainer(self.trainer, VisionTokenizerTask(self.task, model), ShapesFrames(self.data), folder).train()
+        if self.start_from:
+            model.load_state_dict(trained_tokenizer(self, Path(self.start_from)).state_dict())
+        task = VisionTokenizerTask(self.task, model, codebook_initialized=bool(self.start_from))
+        return Trainer(self.trainer, task, ShapesFrames(self.data), folder).train()
 
 
 def default_tokenizer() -> VisionTokenizerRecipe:

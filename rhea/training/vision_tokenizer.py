@@ -19,6 +19,7 @@ from rhea.errors import InputError
 from rhea.media import write_picture
 from rhea.models.vision.codebook_training import CodebookTrainer, CodebookTrainingConfig
 from rhea.models.vision.discriminator import Discriminator, DiscriminatorConfig
+from rhea.models.vision.locality import locality_loss, paste, random_window
 from rhea.models.vision.losses import (
     PerceptualNetwork,
     ReconstructionConfig,
@@ -44,6 +45,9 @@ class VisionTokenizerTaskConfig:
     """Weight of the perceptual network's distance; it is not even run at 0."""
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
+    locality_weight: float = 0.0
+    """Weight of what latents know of far away (see models/vision/locality.py), measured on pictures mixed anew; costs
+    one more pass of the encoder, none at 0."""
     codebook: CodebookTrainingConfig = field(default_factory=CodebookTrainingConfig)
     discriminator: DiscriminatorConfig | None = None
     """None trains without a critic."""
@@ -60,7 +64,7 @@ class VisionTokenizerTaskConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the networks under autocast; weights, codebook distances and losses stay float32."""
     seed: int = 0
-    """Of the discriminator's first weights."""
+    """Of the discriminator's first weights and of the mixtures for locality."""
 
 
 class VisionTokenizerTask:
@@ -97,6 +101,7 @@ class VisionTokenizerTask:
         self._samples, self._latest = samples, samples  # the latter follows the run if there are none given
         self._weight = 0.0
         self._loss = torch.zeros((), device=self.device)
+        self._generator = self._generator_of_step()
 
     @property
     def adversarial(self) -> bool:
@@ -119,7 +124,12 @@ class VisionTokenizerTask:
             with self._autocast():
                 output = self.model.decode_latents(quantized.latents, image=target.ndim == 4)
             frames = target[..., 0, 0, 0].numel()
-            losses.append(frames * self._generator_loss(output, target, quantized, frames, metrics))
+            loss, parts = self._generator_loss(output, target, quantized)
+            if self.config.locality_weight:
+                parts["locality"] = self._locality(target, latent)
+                loss = loss + self.config.locality_weight * parts["locality"]
+            _note(metrics, parts | {"loss": loss}, frames)
+            losses.append(frames * loss)
             outputs.append(output.detach())
         loss = torch.stack(losses).sum()
         loss.backward()
@@ -149,6 +159,7 @@ class VisionTokenizerTask:
             self.average.update()
         self._settle_revived(report.revived)
         self.updates += 1
+        self._generator = self._generator_of_step()
         metrics = {"gradient_norm": Mean(norms[0]), "codes_used": Mean(report.used)}
         if len(norms) == 2:
             metrics["discriminator_gradient_norm"] = Mean(norms[1])
@@ -183,6 +194,7 @@ class VisionTokenizerTask:
         self.optimizer.load_state_tensors(state.tensors, "optimizer.")
         self.codebook.load_state_dict(state.group("codebook."))
         self.updates = state.values["updates"]
+        self._generator = self._generator_of_step()
         if self.average is not None:
             self.average.load_state_tensors(state.tensors, "average.", self.updates)
         if self.discriminator is not None:
@@ -223,10 +235,8 @@ class VisionTokenizerTask:
             places = [latent.detach().movedim(1, 0).flatten(1) for latent in latents]
             self.codebook.prepare(torch.cat(places, dim=1)[None, :, None])
 
-    def _generator_loss(
-        self, output: Tensor, target: Tensor, quantized: Quantized, frames: int, metrics: dict[str, Mean]
-    ) -> Tensor:
-        """Return the mean loss of one frame, noting its parts in ``metrics``."""
+    def _generator_loss(self, output: Tensor, target: Tensor, quantized: Quantized) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean loss of one frame and its parts."""
         config = self.config
         loss, parts = reconstruction(output, target, config.reconstruction)
         if self.perceptual is not None:
@@ -238,11 +248,13 @@ class VisionTokenizerTask:
         parts |= quantized.losses
         loss = loss + config.codebook_weight * parts["codebook"] + config.commitment_weight * parts["commitment"]
         kind = "psnr" if target.ndim == 4 else "psnr_clips"
-        parts |= {"loss": loss, kind: psnr(output.detach(), target)}
-        for name, value in parts.items():
-            mean = Mean(frames * value.detach(), float(frames))
-            metrics[name] = metrics[name] + mean if name in metrics else mean
-        return loss
+        return loss, parts | {kind: psnr(output.detach(), target)}
+
+    def _locality(self, target: Tensor, latent: Tensor) -> Tensor:
+        window = random_window(latent.shape[2], latent.shape[3], self._generator)
+        with self._autocast():
+            mixed = self.model.encode_latents(paste(target, window, self.model.config.spatial_factor))
+        return locality_loss(mixed.float(), latent.float(), window)
 
     def _adversarial_loss(self, output: Tensor, loss: Tensor, parts: dict[str, Tensor]) -> Tensor:
         assert self.discriminator is not None
@@ -263,12 +275,10 @@ class VisionTokenizerTask:
             with self._autocast():
                 scores = self.discriminator(torch.cat([self._judged(target), self._judged(output.float())]))
             real, fake = scores.chunk(2)
-            loss = frames * discriminator_hinge(real, fake)
-            loss.backward()
-            self._loss += loss.detach()
-            mean = Mean(loss.detach(), float(frames))
-            name = "discriminator"
-            metrics[name] = metrics[name] + mean if name in metrics else mean
+            loss = discriminator_hinge(real, fake)
+            (frames * loss).backward()
+            self._loss += frames * loss.detach()
+            _note(metrics, {"discriminator": loss}, frames)
 
     def _judged(self, pixels: Tensor) -> Tensor:
         """Return what the discriminator sees: frames, or, if it is temporal, clips (a picture is a still one)."""
@@ -288,8 +298,18 @@ class VisionTokenizerTask:
         if self.average is not None:
             self.average.tensors[CODEBOOK][codes] = self.model.quantize.embedding.weight[codes]
 
+    def _generator_of_step(self) -> torch.Generator:
+        """Return random numbers that depend on the seed and the number of updates alone, for a bitwise resume."""
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.updates)
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+def _note(metrics: dict[str, Mean], parts: dict[str, Tensor], frames: int) -> None:
+    for name, value in parts.items():
+        mean = Mean(frames * value.detach(), float(frames))
+        metrics[name] = metrics[name] + mean if name in metrics else mean
 
 
 def _frames(pixels: Tensor) -> Tensor:

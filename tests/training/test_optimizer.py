@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,38 @@ def test_one_update_is_adamw_on_the_mean_loss():
         torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)  # the same sums in another order
 
 
+def test_muon_updates_the_hidden_matrices_and_nothing_else():
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed_tokens, self.hidden, self.lm_head = nn.Embedding(5, 4), nn.Linear(4, 6), nn.Linear(6, 5)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.lm_head(self.hidden(self.embed_tokens(ids)))
+
+    torch.manual_seed(0)
+    ours, ids = Small(), torch.arange(5)
+    theirs = Small()
+    theirs.load_state_dict(ours.state_dict())
+    config = OptimizerConfig(hidden="muon", weight_decay=0.3, clip_norm=0.0)
+    optimizer = Optimizer(config, ours.named_parameters())
+    rest = [parameter for name, parameter in theirs.named_parameters() if name != "hidden.weight"]
+    references: list[torch.optim.Optimizer] = [
+        torch.optim.Muon([theirs.hidden.weight], lr=1e-2, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([p for p in rest if p.ndim == 2], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.3),
+        torch.optim.AdamW([p for p in rest if p.ndim < 2], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    for _ in range(3):
+        for model in (ours, theirs):
+            model.zero_grad()
+            model(ids).square().sum().backward()
+        step(optimizer, 1.0)
+        for reference in references:
+            reference.step()
+    for our, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)
+
+
 def test_only_matrices_decay():
     model = small_model()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -76,19 +110,20 @@ def test_clipping_can_be_turned_off():
     norm = optimizer.gradient_norm(2.0)
     assert norm.item() == 500.0
     optimizer.update(0.0, 2.0, norm)
-    moments = optimizer.adamw.state[model.weight]["exp_avg"]
+    moments = optimizer.state_tensors("")["exp_avg.weight"]
     torch.testing.assert_close(moments, torch.full((1, 1), 50.0))  # (1 - 0.9) x 500, not clipped to 1
 
 
-def test_state_goes_through_names_and_continues_bitwise():
-    x = torch.randn(4, 6)
+@pytest.mark.parametrize("hidden", ["adamw", "muon"])
+def test_state_goes_through_names_and_continues_bitwise(hidden: Literal["adamw", "muon"]):
+    x, config = torch.randn(4, 6), OptimizerConfig(hidden=hidden)
     ours, theirs = small_model(), small_model()
-    optimizer = Optimizer(OptimizerConfig(), ours.named_parameters())
+    optimizer = Optimizer(config, ours.named_parameters())
     for _ in range(2):
         backward_sum(ours, x, torch.ones(4))
         step(optimizer, 4.0)
     theirs.load_state_dict(ours.state_dict())
-    restored = Optimizer(OptimizerConfig(), theirs.named_parameters())
+    restored = Optimizer(config, theirs.named_parameters())
     saved = {name: tensor.clone() for name, tensor in optimizer.state_tensors("o.").items()}
     restored.load_state_tensors(saved, "o.")
     for model, one in ((ours, optimizer), (theirs, restored)):
@@ -115,8 +150,8 @@ def test_forgotten_rows_have_no_moments_left():
     model.weight.grad = torch.ones(5, 3)
     step(optimizer, 1.0)
     optimizer.forget_rows("weight", torch.tensor([1, 4]))
-    moments = optimizer.adamw.state[model.weight]
-    for key in ("exp_avg", "exp_avg_sq"):
+    moments = optimizer.state_tensors("")
+    for key in ("exp_avg.weight", "exp_avg_sq.weight"):
         assert (moments[key][[1, 4]] == 0).all()
         assert (moments[key][[0, 2, 3]] != 0).all()
 

@@ -198,8 +198,8 @@ def test_first_latents_become_the_codebook_and_dead_codes_are_revived():
     metrics = update(task, loader)
     assert value(metrics, "codes_revived") >= 1
     assert weight[3].abs().max() < 100
-    moments = task.optimizer.adamw.state[weight]
-    assert (moments["exp_avg"][3] == 0).all()
+    moments = task.optimizer.state_tensors("")
+    assert (moments[f"exp_avg.{CODEBOOK}"][3] == 0).all()
     assert torch.equal(task.average.tensors[CODEBOOK][3], weight[3])
 
 
@@ -249,3 +249,18 @@ def test_a_trained_codebook_is_not_taken_from_the_data_again():
     before = task.model.quantize.embedding.weight.detach().clone()
     task.train_microbatch(PixelLoader().next_batch())
     assert torch.equal(task.model.quantize.embedding.weight, before)
+
+
+def test_locality_is_learned_and_repeats_from_seed_and_step():
+    batch = PixelLoader().next_batch()
+    config = {**PLAIN, "locality_weight": 10.0}
+    task, same = (still(vision_tokenizer_task(**config)) for _ in range(2))
+    first = value(task.train_microbatch(batch), "locality")
+    task.optimizer_step(1e-3)
+    same.load_state(task.state())
+    assert value(task.train_microbatch(batch), "locality") == value(same.train_microbatch(batch), "locality")
+    for _ in range(20):
+        task.optimizer_step(1e-3)
+        metrics = task.train_microbatch(batch)
+    assert value(metrics, "locality") < first / 2
+    assert "locality" not in still(vision_tokenizer_task(**PLAIN)).train_microbatch(batch)

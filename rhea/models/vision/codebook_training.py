@@ -21,6 +21,9 @@ class CodebookTrainingConfig:
 
     revive_after: int = 200
     """Replace an entry that no latent has chosen for this many steps; 0 never does."""
+    merge_below: float = 0.0
+    """Also replace an entry that lies nearer to a more used one than this, squared, in units of the mean squared error
+    of quantization. Two entries in one cluster are a coin toss that whoever predicts the codes can't foresee."""
     revive_until: int | None = None
     """The last step at which entries are replaced; None for no end. Stop before the end, so that entries can settle."""
     usage_decay: float = 0.99
@@ -30,7 +33,7 @@ class CodebookTrainingConfig:
     appendix A.1), not by gradient; give the codebook loss no weight then. Latents of a young model move faster than
     an optimizer's step lets entries follow."""
     noise: float = 0.02
-    """Noise on an entry copied from a latent, in units of the latents' standard deviation: copies must differ."""
+    """Noise on the first entries, in units of the latents' standard deviation: copies of one latent must differ."""
     seed: int = 0
 
 
@@ -64,6 +67,7 @@ class CodebookTrainer:
         self._counts_K = torch.zeros_like(self.idle_K)
         self._sums_KD = torch.zeros_like(self.total_KD)
         self._latents: list[torch.Tensor] = []
+        self._errors: list[torch.Tensor] = []
 
     def prepare(self, latents_NDhw: torch.Tensor) -> None:
         """Take the entries from these latents if that has not been done yet."""
@@ -86,6 +90,8 @@ class CodebookTrainer:
         self._counts_K += torch.bincount(codes.flatten(), minlength=len(self._counts_K))
         self._sums_KD.index_add_(0, codes.flatten(), places_PD)
         self._latents.append(places_PD)
+        entries_PD = self.quantizer.embedding.weight[codes.flatten()].float()
+        self._errors.append((places_PD - entries_PD).square().sum(1))
 
     @torch.no_grad()
     def after_step(self, step: int) -> CodebookReport:
@@ -100,7 +106,7 @@ class CodebookTrainer:
         report = CodebookReport(used=used, perplexity=perplexity(self.usage_K), revived=self._revive(step))
         self._counts_K = torch.zeros_like(counts_K)
         self._sums_KD = torch.zeros_like(self._sums_KD)
-        self._latents = []
+        self._latents, self._errors = [], []
         return report
 
     def _average(self, decay: float) -> None:
@@ -121,11 +127,27 @@ class CodebookTrainer:
         if config.revive_after == 0 or over or not self._latents:
             return self.idle_K.new_empty(0)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step + 1)
-        dead = (self.idle_K >= config.revive_after).nonzero()[:, 0]
+        places_PD, errors_P = torch.cat(self._latents), torch.cat(self._errors)
+        dead_K = self.idle_K >= config.revive_after
+        if config.merge_below:
+            dead_K = dead_K | self._spare(config.merge_below * errors_P.mean())
+        dead = dead_K.nonzero()[:, 0]
         if len(dead):
-            self.quantizer.embedding.weight[dead] = self._draw(torch.cat(self._latents), len(dead), generator)
+            # In proportion to the squared error, as k-means++ does: what has an entry of its own needs no second one.
+            dead = dead[: int((errors_P > 0).sum())]
+            worst = torch.multinomial(errors_P.cpu(), len(dead), generator=generator) if len(dead) else dead
+            self.quantizer.embedding.weight[dead] = places_PD[worst.to(places_PD.device)]
             self._settle(dead)
         return dead
+
+    def _spare(self, square: torch.Tensor) -> torch.Tensor:
+        """Tell which entries have a more used neighbour (of equal use, one of smaller index) within this distance."""
+        weight_KD = self.quantizer.embedding.weight.float()
+        order = torch.argsort(self.usage_K, descending=True, stable=True)
+        near_KK = torch.cdist(weight_KD[order], weight_KD[order]).square() < square
+        spare_K = torch.zeros_like(self.idle_K, dtype=torch.bool)
+        spare_K[order] = near_KK.tril(-1).any(1)
+        return spare_K
 
     def _draw(self, places_PD: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """Return ``count`` latents, each place at most once more than any other, with a little noise."""

@@ -81,6 +81,18 @@ def test_an_entry_that_nothing_chooses_is_replaced_and_then_chosen() -> None:
     assert all(5 not in step(layer, trainer, i) for i in range(7, 12)), "not after revive_until"
 
 
+def test_the_less_used_of_two_near_entries_is_replaced_by_what_is_badly_served() -> None:
+    layer = Quantizer(VisionTokenizerConfig(codebook_size=4, embed_dim=2))
+    entries = torch.tensor([[0.0, 0.0], [0.1, 0.0], [9.0, 0.0], [0.0, 9.0]])
+    layer.embedding.weight.data.copy_(entries)
+    trainer = CodebookTrainer(layer, CodebookTrainingConfig(merge_below=0.5), initialized=True)
+    places_PD = torch.tensor([[0.0, 0.0]] * 3 + [[0.1, 0.0], [9.0, 0.0], [0.0, 9.0], [5.0, 5.0]])
+    trainer.observe(places_PD.T[None, :, None], layer(places_PD.T[None, :, None]).codes)
+    assert trainer.after_step(0).revived.tolist() == [1]
+    assert layer.embedding.weight[1].tolist() == [5.0, 5.0], "the one latent far from every entry"
+    assert torch.equal(layer.embedding.weight[[0, 2, 3]], entries[[0, 2, 3]])
+
+
 def test_resumed_training_draws_the_same_entries() -> None:
     layer = quantizer()
     trainer = CodebookTrainer(layer, CodebookTrainingConfig(revive_after=2))
