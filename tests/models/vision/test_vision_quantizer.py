@@ -82,7 +82,7 @@ def test_an_entry_that_nothing_chooses_is_replaced_and_then_chosen() -> None:
 
 
 def test_the_less_used_of_two_near_entries_is_replaced_by_what_is_badly_served() -> None:
-    layer = Quantizer(VisionTokenizerConfig(codebook_size=4, embed_dim=2))
+    layer = Quantizer(VisionTokenizerConfig(codebook_size=4, embed_dim=2, latent_channels=2))
     entries = torch.tensor([[0.0, 0.0], [0.1, 0.0], [9.0, 0.0], [0.0, 9.0]])
     layer.embedding.weight.data.copy_(entries)
     trainer = CodebookTrainer(layer, CodebookTrainingConfig(merge_below=0.5), initialized=True)
