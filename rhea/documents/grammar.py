@@ -12,7 +12,7 @@ This is byte for byte the form of Emu3's released processor (arXiv 2409.18869). 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -68,6 +68,11 @@ class Grammar:
         self.meta_piece_ids = {piece: tuple(text_tokenizer.encode(piece)) for piece in meta.PIECES}
         self._check_meta_pieces()
         self._opening_ids = functools.lru_cache(maxsize=1024)(self._make_opening_ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it is made of, not its cache: loaders travel to other processes."""
+        make = functools.partial(type(self), temporal_factor=self.temporal_factor)
+        return make, (self.vocabulary, self.text_tokenizer)
 
     def image_meta(self, height: int, width: int) -> str:
         """Return the size text of an image grid."""

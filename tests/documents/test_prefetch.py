@@ -1,5 +1,6 @@
 """Batches made ahead are the same, and a saved state is that of the last batch handed out."""
 
+import multiprocessing
 from typing import Any
 
 import pytest
@@ -36,13 +37,12 @@ def test_same_batches_and_exact_state() -> None:
     assert [resumed.next_batch() for _ in range(3)] == [6, 7, 8]
 
 
-def test_the_thread_ends_with_the_block() -> None:
+def test_the_process_ends_with_the_block() -> None:
+    before = set(multiprocessing.active_children())
     with Prefetcher(Counter(), depth=2) as ahead:
         ahead.next_batch()
-        thread = ahead._thread
-        assert thread is not None
-        assert thread.is_alive()
-    assert not thread.is_alive()
+        assert len(set(multiprocessing.active_children()) - before) == 1
+    assert set(multiprocessing.active_children()) == before
 
 
 def test_an_error_reaches_the_caller() -> None:
