@@ -44,13 +44,16 @@ def test_what_depends_on_the_whole_picture_is_punished():
     assert loss > 1e-4
 
 
-@pytest.mark.parametrize("rows, columns", [(LEAST, LEAST), (4, 8), (8, 4)])
+@pytest.mark.parametrize(("rows", "columns"), [(LEAST, LEAST), (4, 8), (8, 4)])
 def test_windows_fit_and_vary(rows: int, columns: int):
     generator = torch.Generator().manual_seed(0)
     windows = [random_window(rows, columns, generator) for _ in range(300)]
     for window in windows:
         for top, left in (window.source, window.target):
-            assert min(top, left) >= 0 and top + window.height <= rows and left + window.width <= columns
-        assert window.height >= LEAST and window.width >= LEAST
+            assert min(top, left) >= 0
+            assert top + window.height <= rows
+            assert left + window.width <= columns
+        assert window.height >= LEAST
+        assert window.width >= LEAST
     assert {w.height for w in windows} == set(range(LEAST, rows + 1))
     assert {w.width for w in windows} == set(range(LEAST, columns + 1))
