@@ -1,5 +1,9 @@
-"""The one error that means "your input, not our bug": the command line prints it as a single line and exits with 2."""
+"""Errors that mean "your input, not our bug": the command line prints them as a single line and exits with 2."""
 
 
 class InputError(ValueError):
     """Bad input from a user: the message names the offending value and says what is allowed."""
+
+
+class BusyError(RuntimeError):
+    """A bound on waiting work is reached: nothing is wrong with the request, later it may be taken."""

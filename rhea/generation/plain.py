@@ -114,7 +114,7 @@ def continue_prompts(
     The draws depend on each request's seed and sample index only. A request that does not fit the context: InputError.
     """
     for request in requests:
-        _check_fits(request, model.config.max_seq_len)
+        check_fits(request, model.config.max_seq_len)
     most, done, start = sum(request.max_new_tokens for request in requests), 0, time.perf_counter()
 
     def report(tokens: int) -> None:
@@ -136,7 +136,8 @@ def continue_prompts(
     return results
 
 
-def _check_fits(request: Request, context: int) -> None:
+def check_fits(request: Request, context: int) -> None:
+    """Raise InputError if a request does not fit that many tokens."""
     longest = max(len(request.prompt), len(request.negative_prompt or ()))
     if longest + request.max_new_tokens > context:
         raise InputError(

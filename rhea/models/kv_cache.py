@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rhea.errors import InputError
+from rhea.models.attend import attend, attend_cached
 from rhea.models.config import TransformerConfig
 from rhea.models.visibility import Visibility
 
@@ -87,6 +88,13 @@ class KVCache:
             return positions_BT, Visibility(causal=False)
         keys_S = torch.arange(self.length + num_tokens, device=device)
         return positions_BT, Visibility(causal=False, mask_B1TS=(keys_S <= positions_BT[:, :, None])[:, None])
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, visibility: Visibility) -> Tensor:
+        """Store the new keys and values of one layer; attend to all so far (to the new ones alone, while empty)."""
+        everything = self.extend(layer, keys, values)
+        if self.is_empty:
+            return attend(queries, keys, values, visibility)
+        return attend_cached(queries, *everything, visibility)
 
     def extend(self, layer: int, keys_BTGK: Tensor, values_BTGK: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values of one layer; return all so far, [B, G, S, K] each."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from rhea.errors import InputError
 from rhea.models.attention import Attention
+from rhea.models.cache import Cache
 from rhea.models.config import TransformerConfig
-from rhea.models.kv_cache import KVCache
 from rhea.models.layers import FeedForward, RMSNorm, Rotary, compute_dtype, rotary
 from rhea.models.packed import PackedLinear, can_pack
 from rhea.models.visibility import Visibility, document_starts, document_visibility
@@ -34,7 +34,7 @@ class DecoderLayer(nn.Module):
         self.mlp = FeedForward(config.dim, config.ffn_dim)
 
     def forward(
-        self, x_BTD: Tensor, rotation: Rotary, visibility: Visibility, cache: KVCache | None = None, layer: int = 0
+        self, x_BTD: Tensor, rotation: Rotary, visibility: Visibility, cache: Cache | None = None, layer: int = 0
     ) -> Tensor:
         """Return the residual stream after this layer."""
         attended = self.attention_norm.feed(self.attention, x_BTD, rotation, visibility, cache, layer)
@@ -72,7 +72,7 @@ class Transformer(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Return the states after the final norm, [B, T, D].
 
@@ -119,7 +119,7 @@ class Transformer(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Return the logits of every token, [B, T, V]; see ``hidden``."""
         x_BTD = self.hidden(token_ids_BT, positions_BT=positions_BT, document_ids_BT=document_ids_BT, cache=cache)

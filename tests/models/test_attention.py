@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rhea.models.attention import attend, attend_cached
+from rhea.models.attend import attend, attend_cached
 from rhea.models.visibility import Visibility, document_starts, document_visibility
 
 runs = st.lists(st.integers(1, 9), min_size=1, max_size=6)

@@ -1,0 +1,140 @@
+"""Keys and values for requests that come and go: a fixed block of slots, and one flat batch of whatever tokens are due.
+
+A forward takes any number of tokens for any of the slots (a piece of a prompt here, one token there, a window of drafts
+elsewhere), laid end to end: nothing is padded and nothing moves. A slot's length is the only pointer; what lies behind
+it is overwritten, so drafts are rejected, and requests leave, by setting a number. Slots that are neighbours and due
+the same number of tokens are attended in one kernel call, on a view of the block.
+
+Shapes: N tokens of the flat batch, S slots of a run, C tokens per slot of a run, L keys, H heads, G key-value heads,
+K channels of one head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rhea.errors import InputError
+from rhea.models.attend import attend, attend_cached
+from rhea.models.config import TransformerConfig
+from rhea.models.visibility import Visibility
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Neighbouring slots that are due the same number of tokens."""
+
+    slots: slice
+    tokens: slice
+    """Where their tokens lie in the flat batch."""
+    length: int
+    """Keys of the longest slot, the new ones included."""
+    visibility: Visibility
+    fresh: bool
+    """Whether no slot holds anything yet."""
+
+
+class SlotCache:
+    """``lengths`` (a list on the host) holds how many tokens of each slot are real."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        slots: int,
+        max_len: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Reserve ``slots`` times ``max_len`` tokens."""
+        shape = (slots, 2, config.num_kv_heads, max_len, config.head_dim)
+        # Zeros, for a neighbour's unused keys are masked, and a masked NaN is still one.
+        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.max_len = max_len
+        self.lengths = [0] * slots
+        self._feeds: list[tuple[int, int]] = []
+        self._runs: list[_Run] = []
+        self._slots_N = self._positions_N = torch.empty(0, dtype=torch.int64)
+
+    def feed(self, feeds: Sequence[tuple[int, int]]) -> None:
+        """Announce the next forward: (slot, number of tokens), in the order of the flat batch, slots ascending."""
+        for slot, count in feeds:
+            if self.lengths[slot] + count > self.max_len:
+                raise InputError(f"{self.lengths[slot]} + {count} tokens do not fit a slot of {self.max_len}")
+        self._feeds = list(feeds)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget what a slot holds from ``length`` on."""
+        assert 0 <= length <= self.lengths[slot], f"slot {slot} holds {self.lengths[slot]} tokens, not {length}"
+        self.lengths[slot] = length
+
+    def wipe(self, slot: int) -> None:
+        """Forget a slot whose keys or values may not be numbers."""
+        for layer in self.layers:
+            layer[slot] = 0
+        self.lengths[slot] = 0
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Let ``target`` hold the first ``length`` tokens of ``source``, which may have left them behind."""
+        for layer in self.layers:
+            layer[target, :, :, :length] = layer[source, :, :, :length]
+        self.lengths[target] = length
+
+    def begin(self, num_tokens: int) -> tuple[Tensor, Visibility]:
+        """Open the forward that ``feed`` announced, on tokens [1, N]: return their positions [1, N]."""
+        assert num_tokens == sum(count for _, count in self._feeds), "another batch than was announced"
+        device = self.layers[0].device
+        places = [(slot, self.lengths[slot] + step) for slot, count in self._feeds for step in range(count)]
+        self._slots_N, self._positions_N = torch.tensor(places, dtype=torch.int64, device=device).unbind(1)
+        self._runs = self._find_runs()
+        return self._positions_N[None], Visibility(causal=False)
+
+    def attend(
+        self, layer: int, queries_1NHK: Tensor, keys_1NGK: Tensor, values_1NGK: Tensor, visibility: Visibility
+    ) -> Tensor:
+        """Store the new keys and values; attend each slot's queries to its own keys, [1, N, H, K]."""
+        cache = self.layers[layer]
+        cache[self._slots_N, 0, :, self._positions_N] = keys_1NGK[0].to(cache.dtype)
+        cache[self._slots_N, 1, :, self._positions_N] = values_1NGK[0].to(cache.dtype)
+        outputs = []
+        for run in self._runs:
+            slots = run.slots.stop - run.slots.start
+            queries, keys, values = (
+                x[0, run.tokens].unflatten(0, (slots, -1)) for x in (queries_1NHK, keys_1NGK, values_1NGK)
+            )
+            if run.fresh:
+                attended = attend(queries, keys, values, Visibility(causal=True))
+            else:
+                known_SGLK, content_SGLK = cache[run.slots, :, :, : run.length].unbind(1)
+                attended = attend_cached(queries, known_SGLK, content_SGLK, run.visibility)
+            outputs.append(attended.flatten(0, 1))
+        return torch.cat(outputs)[None]
+
+    def finish(self) -> None:
+        """Close the forward: every slot holds the tokens it was given."""
+        for slot, count in self._feeds:
+            self.lengths[slot] += count
+        self._feeds = []
+
+    def _find_runs(self) -> list[_Run]:
+        runs, at, first = [], 0, 0
+        while first < len(self._feeds):
+            slot, count = self._feeds[first]
+            after = first + 1
+            while after < len(self._feeds) and self._feeds[after] == (slot + after - first, count):
+                after += 1
+            runs.append(self._run(slice(slot, slot + after - first), slice(at, at + (after - first) * count), count))
+            at, first = runs[-1].tokens.stop, after
+        assert all(a[0] < b[0] for a, b in zip(self._feeds, self._feeds[1:], strict=False)), "slots must ascend"
+        return runs
+
+    def _run(self, slots: slice, tokens: slice, count: int) -> _Run:
+        lengths = self.lengths[slots]
+        longest = max(lengths) + count
+        mask_S1CL = None
+        if count > 1 or min(lengths) + count < longest:
+            positions_SC = self._positions_N[tokens].unflatten(0, (-1, count))
+            keys_L = torch.arange(longest, device=positions_SC.device)
+            mask_S1CL = (keys_L <= positions_SC[:, :, None])[:, None]
+        visibility = Visibility(causal=False, mask_B1TS=mask_S1CL)
+        return _Run(slots=slots, tokens=tokens, length=longest, visibility=visibility, fresh=max(lengths) == 0)

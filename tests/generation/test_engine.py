@@ -1,0 +1,154 @@
+"""The engine against the plain loop: whatever arrives when, in whatever windows, every request gets its own tokens."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_plain import GRAMMAR, MIXED, MODEL, answer, tiny_parts, visual
+
+from rhea.documents import formats
+from rhea.documents.constraint import Constraint
+from rhea.documents.document import ImageSize, VideoSize
+from rhea.errors import BusyError, InputError
+from rhea.generation.engine import Engine, EngineConfig, Ticket
+from rhea.generation.plain import Progress, Request, continue_prompts
+
+
+def requests() -> list[Request]:
+    """Return all kinds of requests, and several samples of one prompt."""
+    samples = [replace(MIXED["picture"], sample_index=index) for index in (1, 2)]
+    return [*MIXED.values(), *samples]
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[list[int]]:
+    return [continue_prompts(MODEL, [request])[0] for request in requests()]
+
+
+@pytest.mark.parametrize("window", [1, 2, 8, 16, 64])
+def test_every_window_gives_the_plain_loops_tokens(alone: list[list[int]], window: int) -> None:
+    engine = Engine(MODEL, EngineConfig(window=window))
+    assert engine.run(requests()) == alone
+    assert engine.idle
+    for request, tokens in zip(requests(), alone, strict=True):
+        assert Engine(MODEL, EngineConfig(window=window, slots=2)).run([request]) == [tokens]
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_schedule_gives_the_plain_loops_tokens(alone: list[list[int]], data: st.DataObject) -> None:
+    config = EngineConfig(
+        slots=data.draw(st.integers(2, 9), label="slots"),
+        prefill_chunk=data.draw(st.integers(1, 40), label="prefill_chunk"),
+        window=data.draw(st.sampled_from([1, 2, 3, 7, 20]), label="window"),
+    )
+    engine, tickets = Engine(MODEL, config), dict[int, Ticket]()
+    order = data.draw(st.permutations(range(len(alone))), label="order")
+    for number in order:
+        tickets[number] = engine.submit(requests()[number])
+        for _ in range(data.draw(st.integers(0, 6), label="steps")):
+            engine.step()
+    while not engine.idle:
+        engine.step()
+    assert [tickets[number].tokens for number in range(len(alone))] == alone
+
+
+def test_the_packed_model_gives_the_same_tokens(alone: list[list[int]]) -> None:
+    model, _ = tiny_parts()
+    assert Engine(model.pack()).run(requests()) == alone
+
+
+def test_right_guesses_save_forwards() -> None:
+    flat = visual("two red", ImageSize(height=8, width=8), temperature=0.0)
+    model, _ = tiny_parts()
+    assert model.lm_head is not None
+    with torch.no_grad():
+        model.lm_head.weight[GRAMMAR.vocabulary.vision.start + 5 :] = 0  # nearly always the same few codes
+        model.lm_head.weight[GRAMMAR.vocabulary.vision.start + 4] *= 0.01
+    counts = {}
+    for window in (1, 16):
+        engine = Engine(model, EngineConfig(window=window))
+        tokens = engine.run([flat])
+        assert tokens == continue_prompts(model, [flat])
+        counts[window] = engine.statistics.forwards
+    assert counts[16] < counts[1]
+    assert counts[1] <= 64 + 1
+
+
+def test_equal_beginnings_are_computed_once() -> None:
+    size = ImageSize(height=3, width=3)
+    prompt = "a small red circle " * 3
+    samples = [replace(visual(prompt, size, negative=prompt[:-4]), sample_index=index) for index in range(4)]
+    engine = Engine(MODEL)
+    assert engine.run(samples) == continue_prompts(MODEL, samples)
+    tokens = sum(len(request.prompt) + len(request.negative_prompt or ()) for request in samples)
+    assert engine.statistics.prefix_tokens_reused > 0.6 * tokens
+    before = engine.statistics.prefix_tokens_reused
+    assert engine.run(samples[:1]) == continue_prompts(MODEL, samples[:1]), "slots remember after their request left"
+    assert engine.statistics.prefix_tokens_reused - before > 0.8 * tokens / 4
+
+
+def test_cancelling_frees_the_slots_and_harms_nobody(alone: list[list[int]]) -> None:
+    engine = Engine(MODEL, EngineConfig(slots=4, window=2))
+    tickets = [engine.submit(request) for request in requests()]
+    for _ in range(3):
+        engine.step()
+    engine.cancel(tickets[0])
+    engine.cancel(tickets[-1])
+    assert tickets[0].done
+    assert not tickets[0].slots
+    while not engine.idle:
+        engine.step()
+    assert len(tickets[0].tokens) < len(alone[0])
+    assert tickets[-1].tokens == tickets[-1].sequence.tokens
+    assert [ticket.tokens for ticket in tickets[1:-1]] == alone[1:-1]
+
+
+def test_bounds_refuse_at_once() -> None:
+    engine = Engine(MODEL, EngineConfig(slots=1, max_len=64, max_waiting=2))
+    with pytest.raises(InputError, match="takes two slots"):
+        engine.submit(visual("two", ImageSize(height=2, width=2)))
+    with pytest.raises(InputError, match="do not fit"):
+        engine.submit(answer("How many", limit=64))
+    for _ in range(2):
+        engine.submit(answer("How many"))
+    with pytest.raises(BusyError, match="2 requests"):
+        engine.submit(answer("How many"))
+
+
+def test_a_request_that_breaks_fails_alone() -> None:
+    model, _ = tiny_parts()
+    bad = answer("How many circle")
+    with torch.no_grad():
+        model.embed_tokens.weight[bad.prompt[-5]] = float("nan")
+    good = [
+        request for request in requests() if bad.prompt[-5] not in (*request.prompt, *(request.negative_prompt or ()))
+    ]
+    assert len(good) >= 2
+    engine = Engine(model)
+    tickets = [engine.submit(request) for request in [bad, *good]]
+    while not engine.idle:
+        engine.step()
+    assert isinstance(tickets[0].error, InputError)
+    assert [ticket.tokens for ticket in tickets[1:]] == continue_prompts(model, good)
+    with pytest.raises(InputError, match="not finite"):
+        engine.run([good[0], bad])
+
+
+def test_free_documents_mix_text_and_pictures() -> None:
+    prompt = GRAMMAR.render_prompt(formats.question_answering(None, "two?"))
+    sizes = [ImageSize(height=2, width=3), VideoSize(height=2, width=2, num_frames=8, fps=8)]
+    constraint = Constraint(GRAMMAR, "free", sizes=sizes).start(prompt)
+    request = Request(prompt=prompt.tolist(), constraint=constraint, max_new_tokens=90, seed=3)
+    expected = continue_prompts(MODEL, [request])
+    for window in (1, 8):
+        assert Engine(MODEL, EngineConfig(window=window)).run([request]) == expected
+
+
+def test_progress_counts_all_requests(alone: list[list[int]]) -> None:
+    seen: list[Progress] = []
+    Engine(MODEL).run(requests(), progress=seen.append)
+    assert seen[-1].tokens == sum(map(len, alone))
+    assert [one.tokens for one in seen] == sorted(one.tokens for one in seen)
