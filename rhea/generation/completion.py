@@ -13,8 +13,10 @@ from rhea.documents.constraint import Constraint
 from rhea.documents.document import Document, Image, ImageSize, Text, Video, VideoSize, encode_documents
 from rhea.documents.grammar import Grammar
 from rhea.errors import InputError
-from rhea.generation.plain import Progress, Request, continue_prompts
+from rhea.generation.engine import Engine, EngineConfig
+from rhea.generation.plain import Progress, Request
 from rhea.generation.sampling import SamplingConfig
+from rhea.generation.tuning import WindowTuner
 from rhea.models.transformer import Transformer
 from rhea.tokenizers.vision import VisionCodec
 
@@ -53,6 +55,7 @@ class Completer:
 
     def __init__(self, transformer: Transformer, grammar: Grammar, codec: VisionCodec | None) -> None:
         self.transformer, self.grammar, self.codec = transformer, grammar, codec
+        self._tuner = WindowTuner()
         self._visual, self._text = Constraint(grammar, "visual"), Constraint(grammar, "text")
 
     def complete(
@@ -62,18 +65,31 @@ class Completer:
         max_requests: int = 64,
         progress: Callable[[Progress], None] | None = None,
     ) -> list[Completion]:
-        """Complete each prompt, at most ``max_requests`` at a time; see ``continue_prompts`` for seeds and errors."""
+        """Complete each prompt, at most ``max_requests`` at a time.
+
+        The draws depend on each prompt's seed and sample index only. What does not fit the context: InputError.
+        """
         documents = self._encoded([prompt.document for prompt in prompts])
         negatives = iter(self._encoded([prompt.negative for prompt in prompts if prompt.negative is not None]))
         requests = [
             self._request(prompt, document, next(negatives) if prompt.negative is not None else None)
             for prompt, document in zip(prompts, documents, strict=True)
         ]
-        written = continue_prompts(self.transformer, requests, max_requests=max_requests, progress=progress)
+        written = self._engine(requests, max_requests).run(requests, progress)
         return [
             self._completion(prompt, request, token_ids)
             for prompt, request, token_ids in zip(prompts, requests, written, strict=True)
         ]
+
+    def _engine(self, requests: Sequence[Request], max_requests: int) -> Engine:
+        """Return an engine that reserves what these requests need, and knows the best window so far."""
+        rows = sorted((2 if request.guided else 1 for request in requests), reverse=True)[:max_requests]
+        lengths = (
+            max(len(request.prompt), len(request.negative_prompt or ())) + request.max_new_tokens
+            for request in requests
+        )
+        config = EngineConfig(slots=max(sum(rows), 1), max_len=max(lengths, default=1))
+        return Engine(self.transformer, config, self._tuner)
 
     def _encoded(self, documents: Sequence[Document]) -> list[Document]:
         segments = [segment for document in documents for segment in document.segments]

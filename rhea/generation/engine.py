@@ -20,6 +20,7 @@ from rhea.errors import BusyError, InputError
 from rhea.generation.plain import Progress, Request, check_fits
 from rhea.generation.sampling import SamplingConfig, draw, guided_logits
 from rhea.generation.sequence import Sequence, Window
+from rhea.generation.tuning import WindowTuner
 from rhea.models.slot_cache import SlotCache
 from rhea.models.transformer import Transformer
 
@@ -40,8 +41,8 @@ class EngineConfig:
     """Tokens per slot; None for the model's whole context."""
     prefill_chunk: int = 256
     """Prompt tokens computed beside the running requests in one step."""
-    window: int = 4
-    """Tokens of a grid drawn at a time: 1 draws one after the other. The result is the same."""
+    window: int | None = None
+    """Tokens of a grid drawn at a time, 1 for one after the other; None finds the fastest. The result is the same."""
     max_waiting: int = 256
     """Requests that may wait; one more is refused."""
 
@@ -84,7 +85,11 @@ class Ticket:
 class Engine:
     """Continues requests with one model. Not for several threads at a time."""
 
-    def __init__(self, model: Transformer, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self, model: Transformer, config: EngineConfig | None = None, tuner: WindowTuner | None = None
+    ) -> None:
+        """``tuner``: goes on from what an earlier engine of this model has measured."""
+        self.tuner = tuner or WindowTuner()
         self.model, self.config = model, config or EngineConfig()
         weight = model.norm.weight if model.norm is not None else next(model.parameters())
         self.device = weight.device
@@ -145,6 +150,7 @@ class Engine:
         self._admit()
         if not self._running:
             return
+        start, before = time.perf_counter(), self.statistics.tokens_written
         feeds, windows = self._plan()
         states_ND, starts = self._forward(feeds)
         if not torch.isfinite(states_ND).all():
@@ -152,6 +158,9 @@ class Engine:
         ready = [ticket for ticket in windows if ticket.error is None]
         self._commit(ready, windows, self._draw(ready, windows, feeds, states_ND, starts))
         self._release()
+        written = self.statistics.tokens_written - before
+        if sum(map(len, feeds.values())) <= _ALWAYS_FED * len(windows):  # a prompt would spoil the measurement
+            self.tuner.record(written, time.perf_counter() - start)
 
     # Admission
 
@@ -182,6 +191,7 @@ class Engine:
     def _plan(self) -> tuple[dict[int, list[int]], dict[Ticket, Window]]:
         """Return the tokens to feed each slot, and the windows of the requests whose next tokens can be drawn then."""
         budget, feeds, windows = self.config.prefill_chunk, dict[int, list[int]](), dict[Ticket, Window]()
+        size = self.config.window or self.tuner.size
         coming: list[list[int]] = []  # what slots that read a prompt will hold after this step
         for ticket in self._running:
             if max(len(tokens) for tokens in self._due(ticket)) > _WORTH_COPYING:
@@ -191,7 +201,7 @@ class Engine:
             due = self._due(ticket)
             behind = [len(tokens) for tokens in due]
             if sum(behind) <= max(budget, _ALWAYS_FED):
-                windows[ticket] = ticket.sequence.window(self.config.window)
+                windows[ticket] = ticket.sequence.window(size)
                 due = [tokens + windows[ticket].guesses for tokens in due]
             else:  # a last token is kept back, so that both branches come to their first draw together
                 due = [tokens[: min(len(tokens) - 1, budget // len(due))] for tokens in due]

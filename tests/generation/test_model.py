@@ -207,11 +207,11 @@ def test_a_released_emu3_is_prompted_as_in_its_demo(monkeypatch: pytest.MonkeyPa
     )
     asked: list[Request] = []
 
-    def listen(_: Any, requests: list[Request], **__: Any) -> list[list[int]]:
+    def listen(_: Any, requests: list[Request], __: Any) -> list[list[int]]:
         asked.extend(requests)
         raise InputError("heard enough")
 
-    monkeypatch.setattr(completion, "continue_prompts", listen)
+    monkeypatch.setattr(completion.Engine, "run", listen)
     for call in (
         lambda: model.generate("a portrait."),
         lambda: model.generate("a portrait.", size="16:9"),
