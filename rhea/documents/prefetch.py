@@ -5,6 +5,7 @@ whatever has been made ahead. A process and not a thread: the step calls thousan
 for the interpreter while the loader holds it (a third of a small model's speed).
 """
 
+import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -38,10 +39,15 @@ class Prefetcher:
     def next_batch(self) -> Any:
         """Return the next batch; an error of the loader is raised here."""
         if self._ready is None:
-            stream = _Stream(self.loader)
-            self._ready = iter(
-                DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=self.depth, collate_fn=_unchanged)
+            batches = DataLoader(
+                _Stream(self.loader),
+                batch_size=None,
+                num_workers=1,
+                prefetch_factor=self.depth,
+                collate_fn=_unchanged,
+                worker_init_fn=_outlive_the_signal,
             )
+            self._ready = iter(batches)
         batch, self._state = next(self._ready)
         return batch
 
@@ -68,3 +74,8 @@ class _Stream(IterableDataset[tuple[Any, dict[str, Any]]]):
 
 def _unchanged(item: Any) -> Any:
     return item
+
+
+def _outlive_the_signal(_: int) -> None:
+    """Leave SIGTERM, which schedulers send to every process, to the trainer: it saves and then ends this one."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

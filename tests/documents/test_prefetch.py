@@ -45,6 +45,17 @@ def test_the_process_ends_with_the_block() -> None:
     assert set(multiprocessing.active_children()) == before
 
 
+def test_a_signal_to_all_processes_is_left_to_the_trainer() -> None:
+    before = set(multiprocessing.active_children())
+    with Prefetcher(Counter(), depth=2) as ahead:
+        assert ahead.next_batch() == 1
+        (worker,) = set(multiprocessing.active_children()) - before
+        worker.terminate()
+        assert [ahead.next_batch() for _ in range(9)] == list(range(2, 11))
+    worker.join(timeout=30)
+    assert not worker.is_alive()
+
+
 def test_an_error_reaches_the_caller() -> None:
     ahead = Prefetcher(Counter())
     assert [ahead.next_batch() for _ in range(49)][-1] == 49
