@@ -76,40 +76,47 @@ class GuidanceOptions(SamplingOptions):
 
 
 def generate(
-    prompt: Annotated[str, Positional, arg(metavar="PROMPT")],
+    prompt: Annotated[str | None, Positional, arg(metavar="PROMPT")] = None,
     output: Path = Path("picture.png"),
+    batch: Annotated[Path | None, arg(metavar="FILE")] = None,
     size: Annotated[str | None, arg(metavar="WxH|W:H")] = None,
     samples: int = 1,
     sheet: bool = False,
     num_frames: Annotated[int | None, arg(metavar="N")] = None,
     fps: Annotated[float | None, arg(metavar="RATE")] = None,
     negative_prompt: Annotated[str | None, arg(metavar="TEXT")] = None,
+    stats: bool = False,
     sampling: GuidanceOptions = GuidanceOptions(),
     model: ModelOptions = ModelOptions(),
 ) -> None:
-    """Make pictures or a film from a text.
+    """Make pictures or a film from a text, or from every line of a file.
 
     $ rhea generate "a small red circle and a large blue square" --samples 4 --output red.png
 
     $ rhea generate "a green star moving to the right" --output star.mp4
 
+    $ rhea generate --batch prompts.txt --samples 2 --output drawn/picture.png
+
     Args:
         prompt: What is to be seen.
-        output: A picture (.png .jpg .webp) or, by the extension, a film (.mp4 .gif). Several samples are numbered.
+        output: A picture (.png .jpg .webp) or, by the extension, a film (.mp4 .gif). Several are numbered.
+        batch: A text file with one prompt per line, all drawn together; empty lines are skipped.
         size: Width x height in pixels ("640x480"), or an aspect ratio ("16:9").
-        samples: How many to make.
+        samples: How many to make of each prompt.
         sheet: Put all samples into one picture.
         num_frames: Length of a film.
         fps: Frames per second of a film.
         negative_prompt: What is not to be seen.
+        stats: Tell what the engine did: forwards, tokens per forward, guesses that held, prompt tokens shared.
     """
+    prompts = _prompts(prompt, batch)
     video = _is_film(output)
     if sheet and video:
         raise InputError("--sheet lays pictures side by side; films are numbered instead")
     loaded = model.load()
     with _progress("drawing") as progress:
         made = loaded.generate(
-            prompt,
+            prompts,
             size=size,
             video=video,
             num_frames=num_frames,
@@ -127,6 +134,8 @@ def generate(
         _say(f"wrote {output}")
     else:
         _save(made, output)
+    if stats:
+        _say(loaded.completer.statistics.summary())
 
 
 def ask(
@@ -411,6 +420,22 @@ def _train(name: str, rest: list[str]) -> int:
         _failed(str(error))
         return 1
     return 0 if complete else 130
+
+
+def _prompts(prompt: str | None, batch: Path | None) -> list[str]:
+    """Return the one prompt, or the lines of the file."""
+    if (prompt is None) == (batch is None):
+        raise InputError("give either a PROMPT or --batch FILE with one prompt per line")
+    if batch is None:
+        return [prompt or ""]
+    try:
+        lines = batch.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read prompts from {batch}: {error}") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise InputError(f"{batch} holds no prompts: write one per line")
+    return found
 
 
 def _is_film(output: Path) -> bool:

@@ -67,6 +67,21 @@ def test_generate_writes_pictures_by_extension(run: Callable, tmp_path: Path) ->
     assert len(media.read_film("film.gif").frames) == 6
 
 
+def test_a_file_of_prompts_is_drawn_together(run: Callable, tmp_path: Path) -> None:
+    Path("prompts.txt").write_text("a red circle\n\n  a blue square \n", encoding="utf-8")
+    code, _, errors = run("generate", "--batch", "prompts.txt", "--size", "16x16", "--samples", "2", "--stats")
+    assert code == 0
+    assert names(tmp_path) == {"prompts.txt", *(f"picture-{number}.png" for number in range(1, 5))}
+    assert "prompt tokens shared" in errors
+    assert run("generate", "a blue square", "--size", "16x16", "--output", "alone.png")[0] == 0
+    assert (media.read_picture("alone.png") == media.read_picture("picture-3.png")).all()
+    Path("empty.txt").write_text("\n", encoding="utf-8")
+    check(run("generate", "--batch", "empty.txt"), "holds no prompts")
+    check(run("generate", "--batch", "nothing.txt"), "nothing.txt")
+    check(run("generate", "a red circle", "--batch", "prompts.txt"), "either a PROMPT or --batch")
+    check(run("generate"), "either a PROMPT or --batch")
+
+
 def test_settings_reach_the_model(run: Callable) -> None:
     pictures = []
     for settings in ([], ["--seed", "1"], ["--temperature", "0"], ["--guidance-scale", "1"], ["--top-k", "2"]):

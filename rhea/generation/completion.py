@@ -13,7 +13,7 @@ from rhea.documents.constraint import Constraint
 from rhea.documents.document import Document, Image, ImageSize, Text, Video, VideoSize, encode_documents
 from rhea.documents.grammar import Grammar
 from rhea.errors import InputError
-from rhea.generation.engine import Engine, EngineConfig
+from rhea.generation.engine import Engine, EngineConfig, Statistics
 from rhea.generation.plain import Progress, Request
 from rhea.generation.sampling import SamplingConfig
 from rhea.generation.tuning import WindowTuner
@@ -55,6 +55,7 @@ class Completer:
 
     def __init__(self, transformer: Transformer, grammar: Grammar, codec: VisionCodec | None) -> None:
         self.transformer, self.grammar, self.codec = transformer, grammar, codec
+        self.statistics = Statistics()
         self._tuner = WindowTuner()
         self._visual, self._text = Constraint(grammar, "visual"), Constraint(grammar, "text")
 
@@ -89,7 +90,7 @@ class Completer:
             for request in requests
         )
         config = EngineConfig(slots=max(sum(rows), 1), max_len=max(lengths, default=1))
-        return Engine(self.transformer, config, self._tuner)
+        return Engine(self.transformer, config, self._tuner, self.statistics)
 
     def _encoded(self, documents: Sequence[Document]) -> list[Document]:
         segments = [segment for document in documents for segment in document.segments]

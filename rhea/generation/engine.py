@@ -60,6 +60,15 @@ class Statistics:
     guesses_right: int = 0
     prefix_tokens_reused: int = 0
 
+    def summary(self) -> str:
+        """Return one line for people."""
+        held = f", {self.guesses_right} of {self.tokens_guessed} guesses held" if self.tokens_guessed else ""
+        return (
+            f"{self.tokens_written} tokens in {self.forwards} forwards "
+            f"({self.tokens_written / max(self.forwards, 1):.1f} per forward){held}, "
+            f"{self.prefix_tokens_reused} prompt tokens shared"
+        )
+
 
 @dataclass(eq=False)
 class Ticket:
@@ -86,16 +95,19 @@ class Engine:
     """Continues requests with one model. Not for several threads at a time."""
 
     def __init__(
-        self, model: Transformer, config: EngineConfig | None = None, tuner: WindowTuner | None = None
+        self,
+        model: Transformer,
+        config: EngineConfig | None = None,
+        tuner: WindowTuner | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
-        """``tuner``: goes on from what an earlier engine of this model has measured."""
-        self.tuner = tuner or WindowTuner()
+        """``tuner`` and ``statistics`` go on from those of an earlier engine of this model."""
+        self.tuner, self.statistics = tuner or WindowTuner(), statistics or Statistics()
         self.model, self.config = model, config or EngineConfig()
         weight = model.norm.weight if model.norm is not None else next(model.parameters())
         self.device = weight.device
         self.max_len = min(self.config.max_len or model.config.max_seq_len, model.config.max_seq_len)
         self.cache = SlotCache(model.config, self.config.slots, self.max_len, weight.dtype, weight.device)
-        self.statistics = Statistics()
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._free = list(range(self.config.slots))
