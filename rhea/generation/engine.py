@@ -139,6 +139,16 @@ class Engine:
                 self._waiting.remove(ticket)
             self._release()
 
+    def abort(self, error: Exception) -> None:
+        """Let all requests fail with this error and start afresh, trusting nothing that the cache holds."""
+        for ticket in [*self._running, *self._waiting]:
+            ticket.error = error
+        self._waiting.clear()
+        self._release()
+        for slot in range(self.config.slots):
+            self.cache.wipe(slot)
+            self._held[slot] = []
+
     def run(self, requests: Iterable[Request], progress: Callable[[Progress], None] | None = None) -> list[list[int]]:
         """Submit all, step until they are done, and return the new tokens of each; raise the first error there was."""
         start, tickets, requests = time.perf_counter(), list[Ticket](), deque(requests)
