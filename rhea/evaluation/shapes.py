@@ -211,7 +211,7 @@ def _films(bench: _Bench) -> list[Figure]:
             document=formats.video_prediction(video, latents),
             next=size,
             negative=formats.video_prediction(video, latents, defaults.negative_prompt) if scale != 1 else None,
-            sampling=bench.sampling(scale),
+            sampling=bench.sampling(scale, defaults.extend_temperature),
             seed=bench.seed(section, index),
         )
         for index, video in enumerate(Video(codes=codes[:latents], fps=defaults.fps) for codes in grids)
@@ -260,7 +260,7 @@ def _edits(bench: _Bench) -> list[Figure]:
                 document=formats.editing([source], each.instruction),
                 next=bench.picture_size,
                 negative=formats.editing([source], bench.defaults.negative_prompt) if scale != 1 else None,
-                sampling=bench.sampling(scale),
+                sampling=bench.sampling(scale, bench.defaults.edit_temperature),
                 seed=bench.seed(section, index),
             )
             for index, (each, source) in enumerate(zip(edits, sources, strict=True))

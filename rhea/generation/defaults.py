@@ -28,6 +28,8 @@ class GenerationDefaults:
     given_frames: int = 4
     """How many of a film's last frames are looked back on when it is extended; a multiple of the clip length."""
     temperature: float = 1.0
+    edit_temperature: float = 1.0
+    extend_temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     guidance_scale: float = 3.0

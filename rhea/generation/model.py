@@ -159,10 +159,11 @@ class Rhea:
             raise InputError(f"num_frames is {wanted}; it must be at least 1")
         codes, token_ids = codec.encode_film(source.frames[-given * clip :]), list[int]()
         scale = self.defaults.extend_guidance_scale if guidance_scale is None else guidance_scale
+        chosen = self.defaults.extend_temperature if temperature is None else temperature
         template = Prompt(
             document=formats.text_to_video(""),
             next=VideoSize(height=codes.shape[1], width=codes.shape[2], num_frames=window, fps=source.fps),
-            sampling=self._sampling(scale, temperature, top_k, top_p),
+            sampling=self._sampling(scale, chosen, top_k, top_p),
             seed=seed,
         )
         while (len(codes) - given) * clip < wanted:
@@ -203,12 +204,13 @@ class Rhea:
         grids = self._needed_codec().encode_pictures([read_picture(each) for each in several])
         images = [Image(codes=codes) for codes in grids]
         scale = self.defaults.edit_guidance_scale if guidance_scale is None else guidance_scale
+        chosen = self.defaults.edit_temperature if temperature is None else temperature
         unwanted = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         prompt = Prompt(
             document=formats.editing(images, instruction),
             next=ImageSize(height=len(grids[0]), width=grids[0].shape[1]) if size is None else self._picture_size(size),
             negative=formats.editing(images, unwanted) if scale != 1 else None,
-            sampling=self._sampling(scale, temperature, top_k, top_p),
+            sampling=self._sampling(scale, chosen, top_k, top_p),
             seed=seed,
         )
         completions = self.completer.complete([prompt], progress=progress)
