@@ -19,6 +19,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+def flat(nested: dict[str, Any]) -> dict[str, Any]:
+    """Return nested dicts as one, its keys joined by dots, as options are written on the command line."""
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner = flat(value) if isinstance(value, dict) else {"": value}
+        found |= {f"{name}.{key}".rstrip("."): each for key, each in inner.items()}
+    return found
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)

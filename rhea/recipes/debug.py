@@ -76,6 +76,7 @@ def debug() -> DebugRecipe:
             schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=2),
             checkpoint_every=4,
             log_every=1,
+            sample_every=8,
         ),
         generation=recipe.generation,
     )

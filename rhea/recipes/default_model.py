@@ -15,12 +15,17 @@ import torch
 from rhea.checkpoints.configs import CheckpointConfig
 from rhea.checkpoints.load import Checkpoint, load_checkpoint
 from rhea.checkpoints.save import save_checkpoint
-from rhea.documents.document import Text
+from rhea.documents import formats
+from rhea.documents.document import ImageSize, Text
 from rhea.documents.grammar import Grammar, LossWeights
 from rhea.documents.loader import PackedLoader, PackedLoaderConfig
 from rhea.documents.mixture import Mixture, WeightedSource
 from rhea.documents.prefetch import Prefetcher
 from rhea.errors import InputError
+from rhea.generation.completion import Completer, Prompt
+from rhea.generation.results import contact_sheet
+from rhea.generation.sampling import SamplingConfig
+from rhea.media import write_picture
 from rhea.models.config import TransformerConfig
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
@@ -28,13 +33,15 @@ from rhea.recipes.default_tokenizer import VisionTokenizerRecipe, default_tokeni
 from rhea.tokenizers.text import TextTokenizer, load_text_tokenizer, train_text_tokenizer
 from rhea.tokenizers.vision import PixelPolicy, VisionCodec
 from rhea.tokenizers.vocabulary import Vocabulary, VocabularyConfig, compact_vocabulary
-from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig
+from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig, Sampler
 from rhea.training.optimizer import OptimizerConfig
 from rhea.training.schedule import ScheduleConfig
 from rhea.training.trainer import Trainer, TrainerConfig
 from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig, ShapesTasks
 
 SIDE = 64
+SAMPLES = ("a small red circle", "a large blue star", "a green square and a small yellow ring", "一个紫色的大三角形")
+"""What is drawn while it trains, twice each."""
 TRAINED_ON = (
     "drawings of one to four coloured shapes on a light ground, 64 x 64 pixels, with captions, questions and edits in "
     "English and Chinese; of photographs it knows nothing"
@@ -99,8 +106,9 @@ class DefaultModelRecipe:
             if start.transformer.config != model.config:
                 raise InputError(f"{self.start_from} holds a transformer of other sizes than this recipe's")
             model.load_state_dict(start.transformer.state_dict())
-        task = NextTokenTask(self.task, model, Vocabulary(vocabulary))
-        with self._loader(Grammar(Vocabulary(vocabulary), text_tokenizer), vision_tokenizer) as loader:
+        grammar, codec = Grammar(Vocabulary(vocabulary), text_tokenizer), VisionCodec(vision_tokenizer, pixel_policy())
+        task = NextTokenTask(self.task, model, Vocabulary(vocabulary), sampler=_sampler(grammar, codec))
+        with self._loader(grammar, codec) as loader:
             complete = Trainer(self.trainer, task, loader, folder).train()
         with task.export() as trained:
             checkpoint = self._checkpoint(trained, vision_tokenizer, text_tokenizer, vocabulary)
@@ -116,9 +124,8 @@ class DefaultModelRecipe:
             train_text_tokenizer(texts, self.text_vocab_size).save(folder)
         return load_text_tokenizer(kept)
 
-    def _loader(self, grammar: Grammar, vision_tokenizer: VisionTokenizer) -> Prefetcher:
+    def _loader(self, grammar: Grammar, codec: VisionCodec) -> Prefetcher:
         mixture = Mixture([WeightedSource(name="shapes", source=ShapesSource(self.data))], seed=self.trainer.seed)
-        codec = VisionCodec(vision_tokenizer, pixel_policy())
         return Prefetcher(PackedLoader(self.loader, mixture, grammar, codec))
 
     def _checkpoint(
@@ -142,6 +149,29 @@ class DefaultModelRecipe:
 def pixel_policy() -> PixelPolicy:
     """Return the default model's: the middle square, made 64 x 64, and values rounded to the nearest."""
     return PixelPolicy(min_pixels=SIDE**2, max_pixels=SIDE**2, shape="square", rounding="nearest")
+
+
+def _sampler(grammar: Grammar, codec: VisionCodec) -> Sampler:
+    """Return what draws one sheet of pictures while the model trains, the same prompts and seeds each time."""
+
+    def draw(model: Transformer, folder: Path, step: int) -> None:
+        size = ImageSize(height=SIDE // codec.policy.factor, width=SIDE // codec.policy.factor)
+        prompts = [
+            Prompt(
+                document=formats.text_to_image(text),
+                next=size,
+                negative=formats.text_to_image(""),
+                sampling=SamplingConfig(guidance_scale=2.0),
+                sample_index=index,
+            )
+            for text in SAMPLES
+            for index in range(2)
+        ]
+        drawn = Completer(model, grammar, codec).complete(prompts)
+        pictures = codec.decode_pictures([each.codes for each in drawn if each.codes is not None])
+        write_picture(folder / f"step-{step:08d}.png", contact_sheet(pictures))
+
+    return draw
 
 
 def _texts(config: ShapesSourceConfig) -> Iterator[str]:
@@ -204,6 +234,7 @@ def default_model() -> DefaultModelRecipe:
             schedule=ScheduleConfig(learning_rate=3e-3, warmup_steps=100, kind="wsd", decay_steps=steps // 4),
             checkpoint_every=250,
             log_every=25,
+            sample_every=500,
         ),
         generation={"guidance_scale": 2.0, "given_frames": 8, "max_answer_tokens": 64},
     )

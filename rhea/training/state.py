@@ -4,6 +4,7 @@ A folder appears by a rename after everything in it is on disk. Its JSON holds t
 damaged later is noticed too, and the one before it is used.
 """
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -98,9 +99,12 @@ def load_checkpoint(path: Path) -> Saved:
 
 
 def last_good(folder: Path) -> str:
-    """Say in words which checkpoint is the newest."""
-    folders = checkpoint_folders(folder)
-    return f"the last good checkpoint is {folders[-1]}" if folders else "no checkpoint was written before"
+    """Say in words which checkpoint is the newest whole one."""
+    for path in reversed(checkpoint_folders(folder)):
+        with contextlib.suppress(InputError):
+            load_checkpoint(path)
+            return f"the last good checkpoint is {path}"
+    return "no checkpoint was written before"
 
 
 def _remove_unfinished(folder: Path) -> None:

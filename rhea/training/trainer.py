@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rhea.config import to_dict
+from rhea.config import flat, to_dict
 from rhea.errors import InputError
 from rhea.logging import console
 from rhea.training.metrics import MetricsLog
@@ -43,6 +43,14 @@ class TrainerConfig:
     """Of dropout and of anything else random in the task; the order of the data is the loader's."""
     tensorboard: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "microbatches_per_step", "checkpoint_every", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.sample_every < 0:
+            raise InputError(f"sample_every must be 0 or more, got {self.sample_every}")
+        check_schedule(self.schedule, self.total_steps)
+
 
 class Trainer:
     """Runs a task over a loader's microbatches in a run folder."""
@@ -55,7 +63,6 @@ class Trainer:
         folder: str | Path,
         evaluators: Sequence[Evaluator] = (),
     ) -> None:
-        _check(config)
         self.config, self.task, self.loader = config, task, loader
         self.folder = Path(folder)
         self.evaluators = tuple(evaluators)
@@ -143,6 +150,10 @@ class Trainer:
             return
         self._load(saved)
         console().print(f"resuming from {saved.path}", soft_wrap=True)
+        now, before = flat(to_dict(self.config)), flat(saved.values["config"])
+        for name in sorted(now.keys() | before.keys()):
+            if now.get(name) != before.get(name):
+                console().print(f"note: {name} was {before.get(name)} and is {now.get(name)} now", soft_wrap=True)
 
     def _load(self, saved: Saved) -> None:
         self.task.load_state(saved.task_state())
@@ -169,15 +180,6 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _check(config: TrainerConfig) -> None:
-    for name in ("total_steps", "microbatches_per_step", "checkpoint_every", "keep_last", "log_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.sample_every < 0:
-        raise InputError(f"sample_every must be 0 or more, got {config.sample_every}")
-    check_schedule(config.schedule, config.total_steps)
 
 
 def _random_states() -> dict[str, Tensor]:

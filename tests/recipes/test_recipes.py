@@ -58,6 +58,10 @@ def test_debug_recipe_makes_a_checkpoint_that_answers(debug_run: Path) -> None:
     assert isinstance(model.ask(np.zeros((64, 64, 3), np.uint8), "What is it?", max_new_tokens=4), str)
 
 
+def test_pictures_are_drawn_while_it_trains(debug_run: Path) -> None:
+    assert [path.name for path in (debug_run / "samples").iterdir()] == ["step-00000008.png"]
+
+
 def test_debug_recipe_is_repeatable_and_golden(debug_run: Path) -> None:
     lines = [json.loads(line) for line in (debug_run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines]

@@ -11,7 +11,7 @@ import torch
 
 from rhea.errors import InputError
 from rhea.training.schedule import ScheduleConfig
-from rhea.training.state import checkpoint_folders, load_newest
+from rhea.training.state import checkpoint_folders, last_good, load_newest
 from rhea.training.task import TrainingError
 from rhea.training.trainer import Trainer, TrainerConfig
 
@@ -210,3 +210,25 @@ def test_config_goes_through_json(tmp_path):
     from rhea.config import from_dict, to_dict
 
     assert from_dict(TrainerConfig, json.loads(json.dumps(to_dict(tiny_runs.TRAINER)))) == tiny_runs.TRAINER
+
+
+def test_a_wrong_setting_is_found_before_any_work():
+    with pytest.raises(InputError, match="total_steps must be at least 1, got 0"):
+        TrainerConfig(total_steps=0, schedule=ScheduleConfig(learning_rate=1e-3))
+
+
+def test_changed_settings_are_told_on_resume(tmp_path, capsys):
+    next_token(tmp_path).train()
+    run = next_token(tmp_path)
+    run.config = dataclasses.replace(run.config, log_every=run.config.log_every + 1)
+    run.train()
+    told = capsys.readouterr()
+    before = run.config.log_every - 1
+    assert f"note: log_every was {before} and is {before + 1} now" in told.out + told.err
+
+
+def test_a_damaged_checkpoint_is_not_called_good(tmp_path):
+    next_token(tmp_path).train()
+    newest = checkpoint_folders(tmp_path)[-1]
+    (newest / "state.safetensors").write_bytes(b"damaged")
+    assert str(newest) not in last_good(tmp_path)
