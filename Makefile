@@ -27,7 +27,7 @@ format: .venv/.development
 clean:
 	rm -rf .venv demo build *.egg-info
 
-# The pinned torch goes first: left to choose, pip would take the newest build and gigabytes of CUDA with it.
+# The pinned torch goes first, so that an index with a CPU build of it is asked for that one and not for the newest.
 .venv/.package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Rhea needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
