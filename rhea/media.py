@@ -7,18 +7,22 @@ duration (GIF, animated WebP) a longer frame is repeated, so that time is kept. 
 """
 
 import contextlib
+import math
+import mmap
+import re
 import stat
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps
+from PIL import GifImagePlugin, Image, ImageOps
 
 from rhea.errors import InputError
 from rhea.io import atomic_file
@@ -48,8 +52,12 @@ _FILM_CONTAINERS = {
     "h264",
     "hevc",
 }
+_PNG_END = b"IEND\xae\x42\x60\x82"
+"""The last chunk's name and checksum, the same in every file."""
+_MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
 _DEFAULT_FPS = 24.0
 _DEFAULT_FRAME_MS = 100.0
+_GIF_TICK_MS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +74,11 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PICTURE_PIXELS) -> n
 
     Raises InputError if it is missing, empty, truncated, no picture, or larger than ``max_pixels``.
     """
-    with _open_picture(_checked_file(path), max_pixels) as image:
+    file = _checked_file(path)
+    with _open_picture(file, max_pixels) as image:
         image.load()
+        if image.format == "PNG":  # of a GIF, the first frame is enough
+            _check_end(file, image)
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -170,6 +181,16 @@ def _open_picture(file: Path, max_pixels: int | None) -> Iterator[Image.Image]:
         raise InputError(f"{file} cannot be read, it is damaged or cut off: {_reason(error)}") from None
 
 
+def _check_end(file: Path, image: Image.Image) -> None:
+    """Refuse a PNG without its last chunk and a GIF without its last byte, which Pillow does not miss."""
+    if image.format not in ("PNG", "GIF"):
+        return
+    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        tail = data[max(0, len(data) - 4096) :].rstrip(b"\0\r\n")
+        if not tail.endswith(b";") if image.format == "GIF" else data.rfind(_PNG_END) < 0:
+            raise InputError(f"{file} is cut off: the end of the {image.format} is missing")
+
+
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
@@ -204,12 +225,24 @@ def _read_animation(file: Path, max_frames: int | None, max_pixels: int) -> Film
             image.load()
             frames.append(_to_rgb(image))
             durations.append(float(image.info.get("duration") or _DEFAULT_FRAME_MS))
-            repeats = [max(1, round(duration / min(durations))) for duration in durations]
+            # Half a frame more is the rounding of a clock in hundredths: 20 and 30 ms are 40 frames per second.
+            repeats = [math.ceil(duration / min(durations) - 0.5) for duration in durations]
             _check_film_size(file, sum(repeats), image.height, image.width, max_pixels)
+        if wanted == total:
+            _check_end(file, image)
+        told = _told_fps(image, sum(repeats), sum(durations))
     even = np.repeat(np.stack(frames), repeats, axis=0)[:max_frames]
     if wanted < total or len(even) < sum(repeats):
         logger.warning("%s has more than %d frames; reading the first %d", file, len(even), len(even))
-    return Film(frames=even, fps=1000 * sum(repeats) / sum(durations))
+    return Film(frames=even, fps=told or 1000 * sum(repeats) / sum(durations))
+
+
+def _told_fps(image: Image.Image, num_frames: int, milliseconds: float) -> float | None:
+    """Return the frame rate in our own GIFs' comment, unless the frames' durations tell another one."""
+    comment = image.info.get("comment", b"")
+    found = re.fullmatch(rb"(\d{1,4}(?:\.\d{1,20})?) frames per second", comment if isinstance(comment, bytes) else b"")
+    fps = float(found[1]) if found else 0.0
+    return fps if fps > 0 and abs(1000 * num_frames / fps - milliseconds) <= _GIF_TICK_MS else None
 
 
 def _check_film_size(file: Path, frames: int, height: int, width: int, max_pixels: int) -> None:
@@ -221,11 +254,32 @@ def _check_film_size(file: Path, frames: int, height: int, width: int, max_pixel
 
 
 def _write_gif(file: Path, frames: np.ndarray, fps: float) -> None:
+    """Write every frame as a block of its own: Pillow's ``save`` would merge equal neighbours into one long frame."""
     # GIF counts in hundredths of a second: rounding the running time, not each duration, keeps the film's length.
     ticks = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int)
-    durations = [max(20, int(tick) * 10) for tick in np.diff(ticks)]  # viewers slow anything under 20 ms down to 100 ms
-    first, *rest = [Image.fromarray(frame) for frame in frames]
-    first.save(file, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    durations = np.clip(np.diff(ticks), 2, 0xFFFF) * _GIF_TICK_MS  # viewers slow down what is under 20 ms
+    height, width = frames.shape[1:3]
+    if max(height, width) > 0xFFFF:
+        raise InputError(f"a GIF of {width} x {height} pixels cannot be written: sides are at most {0xFFFF}")
+    comment = f"{np.format_float_positional(fps, trim='-')} frames per second".encode()
+    with file.open("wb") as handle:
+        handle.write(b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0))
+        handle.write(b"!\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # play again without end
+        handle.write(b"!\xfe" + bytes([len(comment)]) + comment + b"\x00")
+        for index, (frame, duration) in enumerate(zip(frames, durations, strict=True)):
+            top, left, bottom, right = _changed_box(frames[index - 1], frame) if index else (0, 0, height, width)
+            image = Image.fromarray(frame[top:bottom, left:right]).convert("P", palette=Image.Palette.ADAPTIVE)
+            block = GifImagePlugin.getdata(image, (left, top), duration=int(duration), include_color_table=True)
+            handle.writelines(block)
+        handle.write(b";")
+
+
+def _changed_box(before: np.ndarray, after: np.ndarray) -> tuple[int, int, int, int]:
+    """Return top, left, bottom, right of what differs between two frames; one pixel if nothing does."""
+    rows, columns = (np.flatnonzero((before != after).any(axis=(axis, 2))) for axis in (1, 0))
+    if not len(rows):
+        return 0, 0, 1, 1
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------
@@ -241,12 +295,15 @@ def _open_video(file: Path) -> Iterator[tuple[Any, VideoStream]]:
                 raise InputError(f"{file} is not a film ({container.format.name})")
             if not container.streams.video:
                 raise InputError(f"{file} has no frames: no video stream in it")
-            yield container, container.streams.video[0]
+            stream = container.streams.video[0]
+            if stream.codec_context is None:  # its header is cut off, and most attributes are missing
+                raise InputError(f"{file} cannot be read as a film, it is damaged or cut off: no codec is told")
+            yield container, stream
     except InputError:
         raise
     except PermissionError:
         raise InputError(f"{file} may not be read: permission denied") from None
-    except (av.FFmpegError, OSError, ValueError, LookupError) as error:
+    except (av.FFmpegError, OSError, ValueError, LookupError, AttributeError) as error:
         raise InputError(f"{file} cannot be read as a film, it is damaged or cut off: {_reason(error)}") from None
 
 
@@ -279,10 +336,54 @@ def _read_video(file: Path, max_frames: int | None, max_pixels: int) -> Film:
 
 
 def _decoded(file: Path, container: Any, stream: VideoStream) -> Iterator[Any]:
+    """Decode to the end; raise InputError if the file goes on beyond it, by its own account."""
+    packets = 0
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise InputError(f"{file} is damaged or cut off")
+        packets += packet.size > 0
         yield from packet.decode()
+    if packets < _announced_packets(container, stream) or file.stat().st_size < _announced_bytes(file, container):
+        raise InputError(f"{file} is cut off: it announces more frames than are in it")
+
+
+def _announced_packets(container: Any, stream: VideoStream) -> float:
+    """Return at least how many packets the header promises, less a tenth for frames that were dropped on recording."""
+    # An MP4 that was trimmed promises frames that it rightly does not show: its bytes are counted instead.
+    return 0 if "mov" in container.format.name.split(",") else min(stream.frames - 2, stream.frames * 0.9)
+
+
+def _announced_bytes(file: Path, container: Any) -> int:
+    """Return where an MP4's or Matroska's pixel data end by its own headers; 0 if they do not say."""
+    kinds = container.format.name.split(",")
+    with file.open("rb") as handle:
+        if "mov" in kinds:
+            return _end_of_boxes(handle)
+        return _end_of_segment(handle.read(4096)) if "matroska" in kinds else 0
+
+
+def _end_of_boxes(handle: BinaryIO) -> int:
+    """Return where the last "mdat" box of an MP4 ends (ISO 14496-12): lengths of 4 bytes, or 1 and then 8 bytes."""
+    position = end = 0
+    while len(head := handle.read(16)) >= 8:
+        size = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4])
+        end = position + size if head[4:8] == b"mdat" else end
+        position += size
+        if size < 8 or position >= 2**62:
+            break
+        handle.seek(position)
+    return end
+
+
+def _end_of_segment(head: bytes) -> int:
+    """Return where the one segment of a Matroska file ends (RFC 8794); 0 if it was written live, of unknown size."""
+    start = head.find(_MATROSKA_SEGMENT) + len(_MATROSKA_SEGMENT)
+    if start < len(_MATROSKA_SEGMENT) or start >= len(head):
+        return 0
+    width = 9 - head[start].bit_length()  # as many leading zeros as further bytes
+    unknown = (1 << 7 * width) - 1
+    size = int.from_bytes(head[start : start + width]) & unknown
+    return 0 if size == unknown else start + width + size
 
 
 def _write_mp4(file: Path, frames: np.ndarray, fps: float) -> None:

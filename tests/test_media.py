@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import GifImagePlugin, Image
 
 from rhea.errors import InputError
 from rhea.media import is_film, read_film, read_picture, write_film, write_picture
@@ -135,6 +135,21 @@ def test_a_truncated_picture_is_refused_or_whole(tmp_path: Path, suffix: str) ->
     assert refusals >= 55
 
 
+def test_a_png_without_its_end_is_refused(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", smooth(20, 20))
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data + b"added by a camera")
+    assert read_picture(tmp_path / "a.png").shape == (20, 20, 3)
+    for missing in (12, 6, 1):
+        (tmp_path / "a.png").write_bytes(data[:-missing])
+        refused(tmp_path / "a.png", "cut off")
+    first, *rest = [Image.fromarray(frame) for frame in moving_square(3)]
+    first.save(tmp_path / "a.png", save_all=True, append_images=rest, duration=50)
+    assert len(read_film(tmp_path / "a.png").frames) == 3
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-12])
+    refused(tmp_path / "a.png", "cut off", read=read_film)
+
+
 def test_flipped_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
     broken = tmp_path / "b.png"
     write_picture(broken, smooth(24, 24))
@@ -202,13 +217,35 @@ def test_one_pixel_film(tmp_path: Path) -> None:
 
 
 def test_gif_keeps_time_when_frames_stand_still(tmp_path: Path) -> None:
-    frames = moving_square(6)[[0, 0, 0, 1, 2, 2, 3]]  # Pillow stores the repeats as one long frame
-    write_film(tmp_path / "a.gif", frames, 10)
+    images = [Image.fromarray(frame) for frame in moving_square(6)[[0, 0, 0, 1, 2, 2, 3]]]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=100)  # merges the repeats
     film = read_film(tmp_path / "a.gif")
     assert film.fps == pytest.approx(10)
     assert len(film.frames) == 7
     assert np.array_equal(film.frames[0], film.frames[2])
     assert not np.array_equal(film.frames[2], film.frames[3])
+
+
+@pytest.mark.parametrize("order", [[0] * 8, [0, 0, 0, 0, 1, 1, 1, 1], list(range(8)), [0, 1, 0, 1, 1, 0, 0]])
+@pytest.mark.parametrize("fps", [0.5, 8, 12.5, 24, 29.97, 30000 / 1001, 40, 50])
+def test_a_gif_keeps_every_frame_and_its_rate(tmp_path: Path, order: list[int], fps: float) -> None:
+    frames = moving_square(8)[order]
+    write_film(tmp_path / "a.gif", frames, fps)
+    assert is_film(tmp_path / "a.gif")
+    film = read_film(tmp_path / "a.gif")
+    assert np.array_equal(film.frames, frames)
+    assert film.fps == fps
+    with Image.open(tmp_path / "a.gif") as image:
+        assert (image.info["loop"], getattr(image, "n_frames", 1)) == (0, len(frames))
+
+
+def test_a_gif_faster_than_viewers_show_tells_its_real_rate(tmp_path: Path) -> None:
+    write_film(tmp_path / "a.gif", moving_square(8), 100)
+    assert read_film(tmp_path / "a.gif").fps == 50
+    write_film(tmp_path / "a.gif", moving_square(8), 25)
+    data = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "a.gif").write_bytes(data.replace(b"25 frames", b"99 frames"))  # a comment that is not true
+    assert read_film(tmp_path / "a.gif").fps == 25
 
 
 def test_animated_webp_is_a_film_and_its_first_frame_a_picture(tmp_path: Path) -> None:
@@ -268,6 +305,69 @@ def test_a_truncated_film_is_refused_or_whole(tmp_path: Path, suffix: str) -> No
     assert refusals >= 28
 
 
+def noise_film(path: Path, container: str, codec: str = "libx264", trimmed: int = 0) -> list[bytes]:
+    """Write 20 frames of noise, of which the first ``trimmed`` are not to be shown; return the packets' bytes."""
+    with av.open(str(path), "w", format=container, options={"movflags": "+faststart"}) as output:
+        stream = output.add_stream(codec, rate=8)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        noise = np.random.default_rng(1).integers(0, 255, (20, 48, 64, 3), dtype=np.uint8)
+        packets = [packet for frame in noise for packet in stream.encode(av.VideoFrame.from_ndarray(frame))]
+        packets += stream.encode()
+        for packet in packets:
+            packet.pts, packet.dts = packet.pts - trimmed, packet.dts - trimmed  # in frames
+            output.mux(packet)
+        return [bytes(packet) for packet in packets]
+
+
+def test_a_film_cut_inside_its_header_is_refused(tmp_path: Path) -> None:
+    noise_film(tmp_path / "a.mp4", "mp4")
+    data = (tmp_path / "a.mp4").read_bytes()
+    for cut in (*range(40, 1000, 10), data.index(b"mdat"), data.index(b"mdat") + 4):
+        (tmp_path / "b.mp4").write_bytes(data[:cut])
+        refused(tmp_path / "b.mp4", read=read_film)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mp4", "libx264"), ("matroska", "libx264"), ("avi", "mpeg4"), ("webm", "libvpx-vp9")]
+)
+def test_a_film_cut_between_two_frames_is_refused(tmp_path: Path, container: str, codec: str) -> None:
+    film = tmp_path / "film"
+    packets = noise_film(film, container, codec)
+    assert len(read_film(film).frames) == 20
+    data = film.read_bytes()
+    for kept in (5, 12, 16):
+        film.write_bytes(data[: data.index(packets[kept][-64:]) + 64])
+        refused(film, "cut off", read=read_film)
+        assert len(read_film(film, max_frames=2).frames) == 2
+
+
+def test_a_trimmed_film_is_whole_although_it_hides_frames(tmp_path: Path) -> None:
+    noise_film(tmp_path / "a.mp4", "mp4", trimmed=5)
+    assert len(read_film(tmp_path / "a.mp4").frames) == 15
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    edit = data.index(b"elst") + 12
+    data[edit : edit + 4] = struct.pack(">I", 1000)  # one second is shown
+    (tmp_path / "a.mp4").write_bytes(data)
+    assert len(read_film(tmp_path / "a.mp4").frames) == 8
+
+
+def test_a_film_written_live_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    packets = noise_film(tmp_path / "a.mkv", "matroska")
+    data = (tmp_path / "a.mkv").read_bytes()
+    size = data.index(b"\x18\x53\x80\x67") + 4
+    live = data[:size] + b"\x01" + b"\xff" * 7 + data[size + 8 :]
+    (tmp_path / "a.mkv").write_bytes(live[: live.index(packets[5][-64:]) + 64])
+    assert len(read_film(tmp_path / "a.mkv").frames) in (5, 6)
+
+
+def test_a_gif_cut_between_two_frames_is_refused(tmp_path: Path) -> None:
+    write_film(tmp_path / "a.gif", moving_square(8), 8)
+    data = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "a.gif").write_bytes(data[: data.rindex(b"!\xf9\x04")])
+    refused(tmp_path / "a.gif", "cut off", read=read_film)
+    assert len(read_film(tmp_path / "a.gif", max_frames=3).frames) == 3
+
+
 def test_a_film_with_sound_only_has_no_frames(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000)
@@ -302,7 +402,7 @@ def test_impossible_frame_rates(tmp_path: Path, fps: float) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
     write_film(tmp_path / "a.gif", moving_square(2), 8)
     before = (tmp_path / "a.gif").read_bytes()
-    monkeypatch.setattr(Image.Image, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(GifImagePlugin, "getdata", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_film(tmp_path / "a.gif", moving_square(3), 8)
     assert (tmp_path / "a.gif").read_bytes() == before
