@@ -81,6 +81,25 @@ def engine_rows() -> list[tuple[str, str, str, str]]:
     return [*rows, ("eight guided pictures at once, 110 M, bfloat16, CPU", f"{ours:.0f} tokens/s", beside, "engine")]
 
 
+def training_rows() -> list[tuple[str, str, str, str]]:
+    """Return what a training step costs beside transformers', and how far the loader is ahead of it."""
+    rows, rates = [], []
+    for name, each in load("training_step")["vocabularies"].items():
+        ours, theirs = (each["tokens_per_second"][side] for side in ("rhea", "transformers"))
+        told = f"a training step, 110 M, vocabulary {name}, bfloat16, CPU"
+        memory = f"{each['peak_gb']['rhea']:.1f} GB, {each['times_the_peers_memory']:.2f} x theirs"
+        beside = f"transformers {theirs:.0f}: {each['times_the_peers_speed']:.1f} x; peak {memory}"
+        rows.append((told, f"{ours:.0f} tokens/s", beside, "training_step"))
+        rates.append(ours)
+    slowest = min(
+        each["tokens_per_second"]
+        for each in load("loader").values()
+        if isinstance(each, dict) and "tokens_per_second" in each
+    )
+    beside = f"{slowest / max(rates):,.0f} x what that step eats"
+    return [*rows, ("documents packed by the loader, one core", f"{slowest:,.0f} tokens/s", beside, "loader")]
+
+
 def startup_rows() -> list[tuple[str, str, str, str]]:
     """Return how long the package takes to answer."""
     seconds = load("startup")["seconds"]
@@ -90,7 +109,7 @@ def startup_rows() -> list[tuple[str, str, str, str]]:
 
 def all_rows() -> list[tuple[str, str, str, str]]:
     """Return every row."""
-    return shapes_rows() + generation_rows() + engine_rows() + memory_rows() + startup_rows()
+    return shapes_rows() + generation_rows() + engine_rows() + training_rows() + memory_rows() + startup_rows()
 
 
 def table(rows: list[tuple[str, str, str, str]] | None = None, root: str = "") -> str:
