@@ -35,7 +35,7 @@ class ModelOptions:
     vision_tokenizer: Annotated[str | None, arg(metavar="FOLDER|ID")] = None
     """A second folder or id, for releases that keep the vision tokenizer apart."""
     device: Annotated[str | None, arg(metavar="NAME")] = None
-    """cpu or cuda; by default the GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; by default the GPU if there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision of the transformer; chosen by size and device if not given."""
 
@@ -113,6 +113,8 @@ def generate(
     video = _is_film(output)
     if sheet and video:
         raise InputError("--sheet lays pictures side by side; films are numbered instead")
+    if not video and (num_frames is not None or fps is not None):
+        raise InputError(f"--num-frames and --fps are for films; {output} has the extension of a picture")
     loaded = model.load()
     with _progress("drawing") as progress:
         made = loaded.generate(

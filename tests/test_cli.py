@@ -195,6 +195,8 @@ def bad_files(run: Callable, tmp_path: Path) -> Path:
     Path("text.png").write_text("not a picture")
     Path("cut.png").write_bytes(Path("good.png").read_bytes()[:2000])
     Path("cut.mp4").write_bytes(Path("good.mp4").read_bytes()[:2000])
+    Path("open.png").write_bytes(Path("good.png").read_bytes()[:-12])  # without its last chunk
+    Path("head.mp4").write_bytes(Path("good.mp4").read_bytes()[:350])
     Path("still.mp4").write_bytes(empty_film())
     Image.new("RGB", (1, 1)).save("dot.png")
     Image.new("RGB", (520, 100)).save("wide.png")
@@ -209,8 +211,10 @@ BAD_FILES = {
     "cut.png": "cut off",
     "cut.mp4": "cut off",
     "still.mp4": "no frames",
-    "dot.png": "at least 8",
-    "wide.png": "aspect ratio is over 5",
+    "dot.png": "dot.png: picture of 1 x 1 pixels: sides must be at least 8",
+    "wide.png": "wide.png: picture of 100 x 520 pixels: aspect ratio is over 5",
+    "open.png": "open.png is cut off",
+    "head.mp4": "head.mp4 cannot be read",
     "bomb.png": "at most",
 }
 
@@ -238,6 +242,11 @@ def test_bad_words_and_sizes(run: Callable, tmp_path: Path) -> None:
     check(run("generate", "red " * 300), "context of 256 tokens")
     check(run("generate", "red", "--size", "60x64"), "near are 56x64, 64x64")
     check(run("generate", "red", "--size", "huge"), "WIDTHxHEIGHT")
+    check(run("generate", "red", "--size", "0x0"), "both sides must be positive")
+    check(run("generate", "red", "--size", "16:1"), "aspect ratio is over 5")
+    check(run("generate", "red", "--size", "64x640", "--output", "film.mp4"), "aspect ratio is over 5")
+    check(run("generate", "red", "--num-frames", "4"), "--num-frames and --fps are for films; picture.png")
+    check(run("generate", "red", "--fps", "4", "--output", "a.webp"), "--num-frames and --fps are for films; a.webp")
     check(run("generate", "red", "--samples", "0"), "samples")
     check(run("generate", "red", "--temperature", "-1"), "temperature")
     check(run("generate", "red", "--output", "picture.txt"), "extension")
@@ -246,6 +255,7 @@ def test_bad_words_and_sizes(run: Callable, tmp_path: Path) -> None:
     check(run("generate", "red", "--output", "/proc/none/picture.png"), "cannot write")
     media.write_picture("good.png", PIXELS)
     check(run("ask", "good.png", ""), "question is empty")
+    check(run("ask", "good.png", "."), "question is empty")
     check(run("ask", "good.png", "red " * 300), "context of 256 tokens")
     check(run("edit", "good.png", ""), "instruction is empty")
     check(run("edit", "good.png", "make it blue", "--output", "film.mp4"), "film")
@@ -291,6 +301,7 @@ def test_bad_checkpoints(run: Callable, tiny: Path, tmp_path: Path) -> None:
         if name not in ("spoilt",):
             check(run("inspect", name, model=False), said, name)
     check(run("generate", "red", "--device", "toaster"), "toaster")
+    check(run("generate", "red", "--device", "meta"), "cpu, cuda, cuda:N and mps")
     assert names(tmp_path) == before
 
 

@@ -1,5 +1,6 @@
 """From the name of a checkpoint to a ``Rhea`` that is ready to be asked: device, precision, packing."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -22,9 +23,9 @@ def load_model(
 ) -> Rhea:
     """Load the default model, or a checkpoint folder or hub id in any layout.
 
-    ``device``: "cpu" or "cuda", by default the GPU if there is one. ``dtype`` of the transformer: "float32" or
-    "bfloat16"; by default float32 for small models on a CPU and what is stored otherwise. The vision tokenizer always
-    runs in float32. ``vision_tokenizer``: a second folder or id, for releases that keep it apart.
+    ``device``: "cpu", "cuda", "cuda:1" or "mps", by default the GPU if there is one. ``dtype`` of the transformer:
+    "float32" or "bfloat16"; by default float32 for small models on a CPU and what is stored otherwise. The vision
+    tokenizer always runs in float32. ``vision_tokenizer``: a second folder or id, for releases that keep it apart.
     """
     where = _device(device)
     if path is None and not DEFAULT_MODEL.is_dir():
@@ -46,12 +47,16 @@ def load_model(
 def _device(name: str | torch.device | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = re.fullmatch(r"cpu|cuda|mps|cuda:\d{1,3}", str(name))
+    if known is None:
+        raise InputError(f"device {str(name)!r} is not one of cpu, cuda, cuda:N and mps")
+    if known[0].startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {str(name)!r} is not available: torch finds no CUDA GPU here; use cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
+    return torch.device(name)
 
 
 def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:

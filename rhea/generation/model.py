@@ -16,8 +16,9 @@ from rhea.documents import formats
 from rhea.documents.document import Image, ImageSize, Video, VideoSize
 from rhea.documents.grammar import Grammar
 from rhea.errors import InputError
+from rhea.generation.arguments import checked
 from rhea.generation.completion import Completer, Completion, Prompt
-from rhea.generation.defaults import defaults_of, pixel_size
+from rhea.generation.defaults import check_fps, defaults_of, pixel_size
 from rhea.generation.plain import Progress
 from rhea.generation.results import Film, Picture, Visual, read_film, read_picture, read_visual
 from rhea.generation.sampling import SamplingConfig
@@ -56,6 +57,7 @@ class Rhea:
             raise InputError(f"this checkpoint has no {missing}: it can only reconstruct pictures and films")
         return self._completer
 
+    @checked
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -79,6 +81,8 @@ class Rhea:
         whatever else is in the batch. Raises InputError for an empty prompt, a size that is no multiple of the
         tokenizer's factor, or what does not fit the context.
         """
+        if not video and (num_frames is not None or fps is not None):
+            raise InputError("num_frames and fps are for films: a picture has neither (video=True makes a film)")
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not texts or not all(text.strip() for text in texts):
             raise InputError("the prompt is empty: say what is to be seen")
@@ -104,6 +108,7 @@ class Rhea:
             for each, (text, index) in zip(made, wanted, strict=True)
         ]
 
+    @checked
     def ask(
         self,
         source: Visual | None,
@@ -117,20 +122,22 @@ class Rhea:
         progress: Report = None,
     ) -> str:
         """Answer a question about a picture or film (a path, pixels or a result), or about nothing (None)."""
-        if not question.strip():
+        question = _bare(question)
+        if not question:
             raise InputError("the question is empty")
         chosen = self.defaults.answer_temperature if temperature is None else temperature
         limit = self.defaults.max_answer_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise InputError(f"max_new_tokens is {limit}; it must be at least 1")
         prompt = Prompt(
-            document=formats.question_answering(None if source is None else self._segment(source), _bare(question)),
+            document=formats.question_answering(None if source is None else self._segment(source), question),
             sampling=self._sampling(1.0, chosen, top_k, top_p),
             seed=seed,
             max_new_tokens=limit,
         )
         return self.completer.complete([prompt], progress=progress)[0].text
 
+    @checked
     def extend(
         self,
         film: Visual,
@@ -149,7 +156,8 @@ class Rhea:
         The model looks back on the last ``defaults.given_frames`` frames and writes windows of ``defaults.num_frames``;
         a longer continuation is made window by window, each looking back on the one before.
         """
-        codec, source = self._needed_codec(), read_film(film, self.defaults.fps)
+        codec = self._needed_codec()
+        source = read_film(film, self.defaults.fps, codec.policy)
         clip, window = codec.clip_frames, self.defaults.num_frames
         given = min(self.defaults.given_frames, len(source.frames)) // clip
         wanted = window - given * clip if num_frames is None else num_frames
@@ -181,6 +189,7 @@ class Rhea:
         frames = np.concatenate([old, codec.decode_film(codes[given:])[:wanted]])
         return Film(frames=frames, fps=source.fps, codes=codes, token_ids=token_ids, prompt=caption, seed=seed)
 
+    @checked
     def edit(
         self,
         source: Visual | Sequence[Visual],
@@ -201,7 +210,8 @@ class Rhea:
         if isinstance(source, Sequence) and not isinstance(source, str) and not source:
             raise InputError("no picture to edit was given")
         several = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
-        grids = self._needed_codec().encode_pictures([read_picture(each) for each in several])
+        codec = self._needed_codec()
+        grids = codec.encode_pictures([read_picture(each, codec.policy) for each in several])
         images = [Image(codes=codes) for codes in grids]
         scale = self.defaults.edit_guidance_scale if guidance_scale is None else guidance_scale
         chosen = self.defaults.edit_temperature if temperature is None else temperature
@@ -218,7 +228,8 @@ class Rhea:
 
     def reconstruct(self, source: Visual) -> Picture | Film:
         """Return what remains of a picture or film after the vision tokenizer: pixels to codes and back."""
-        codec, visual = self._needed_codec(), read_visual(source, self.defaults.fps)
+        codec = self._needed_codec()
+        visual = read_visual(source, self.defaults.fps, codec.policy)
         if isinstance(visual, media.Film):
             codes = codec.encode_film(visual.frames)
             return Film(frames=codec.decode_film(codes, len(visual.frames)), fps=visual.fps, codes=codes)
@@ -245,8 +256,8 @@ class Rhea:
         return self.codec
 
     def _picture_size(self, size: Size) -> ImageSize:
-        factor = self._needed_codec().spatial_factor
-        height, width = pixel_size(size, self.defaults, factor)
+        factor, policy = self._needed_codec().spatial_factor, self._needed_codec().policy
+        height, width = pixel_size(size, self.defaults, factor, policy.max_aspect_ratio)
         return ImageSize(height=height // factor, width=width // factor)
 
     def _film_size(self, size: Size, num_frames: int | None, fps: float | None) -> VideoSize:
@@ -255,12 +266,12 @@ class Rhea:
         if length < 1:
             raise InputError(f"num_frames is {length}; it must be at least 1")
         rate = self.defaults.fps if fps is None else fps
-        if not 1 <= rate <= 1000:
-            raise InputError(f"fps is {rate}; it must be between 1 and 1000 frames per second")
+        check_fps(rate)
         return VideoSize(height=grid.height, width=grid.width, num_frames=length, fps=rate)
 
     def _segment(self, source: Visual) -> Image | Video:
-        codec, visual = self._needed_codec(), read_visual(source, self.defaults.fps)
+        codec = self._needed_codec()
+        visual = read_visual(source, self.defaults.fps, codec.policy)
         if isinstance(visual, media.Film):
             return Video(codes=codec.encode_film(visual.frames), fps=visual.fps, num_frames=len(visual.frames))
         return Image(codes=codec.encode_picture(visual))

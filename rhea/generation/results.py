@@ -11,6 +11,7 @@ from PIL import Image as PillowImage
 
 from rhea import media
 from rhea.errors import InputError
+from rhea.tokenizers.vision import PixelPolicy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,8 +77,22 @@ Visual = str | Path | np.ndarray | PillowImage.Image | Picture | Film | media.Fi
 """What stands for a picture or a film: a file, an array (3 dims a picture, 4 a film), Pillow's image, or a result."""
 
 
-def read_visual(source: Visual, fps: float) -> np.ndarray | media.Film:
-    """Return pixels uint8 [H, W, 3] or a film; ``fps`` is for arrays of frames, which do not know theirs."""
+def read_visual(source: Visual, fps: float, policy: PixelPolicy) -> np.ndarray | media.Film:
+    """Return pixels uint8 [H, W, 3] or a film; ``fps`` is for arrays of frames, which do not know theirs.
+
+    Raises InputError, with the file's name if there is one, for what cannot be read or is of a size that ``policy``
+    does not take.
+    """
+    visual = _opened(source, fps)
+    height, width = (visual.frames if isinstance(visual, media.Film) else visual).shape[-3:-1]
+    try:
+        policy.target_size(height, width)
+    except InputError as error:
+        raise InputError(f"{source}: {error}" if isinstance(source, str | Path) else str(error)) from None
+    return visual
+
+
+def _opened(source: Visual, fps: float) -> np.ndarray | media.Film:
     if isinstance(source, str | Path):
         return media.read_film(source) if media.is_film(source) else media.read_picture(source)
     if isinstance(source, Picture):
@@ -95,17 +110,17 @@ def read_visual(source: Visual, fps: float) -> np.ndarray | media.Film:
     raise InputError(f"not a picture or film: {_described(source)}; a path, uint8 [H, W, 3] or [T, H, W, 3] is needed")
 
 
-def read_picture(source: Visual) -> np.ndarray:
+def read_picture(source: Visual, policy: PixelPolicy) -> np.ndarray:
     """Return pixels uint8 [H, W, 3]; a film is refused."""
-    visual = read_visual(source, fps=1.0)
+    visual = read_visual(source, 1.0, policy)
     if isinstance(visual, media.Film):
         raise InputError(f"a picture is needed here, {_described(source)} is a film")
     return visual
 
 
-def read_film(source: Visual, fps: float) -> media.Film:
+def read_film(source: Visual, fps: float, policy: PixelPolicy) -> media.Film:
     """Return a film; a picture is refused."""
-    visual = read_visual(source, fps)
+    visual = read_visual(source, fps, policy)
     if not isinstance(visual, media.Film):
         raise InputError(f"a film is needed here, {_described(source)} is a picture")
     return visual

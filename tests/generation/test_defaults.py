@@ -1,5 +1,8 @@
 """Sizes as people write them, and where a checkpoint's defaults come from."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from tiny_model import GENERATION, tiny_checkpoint
 
@@ -39,7 +42,13 @@ def test_ratios_give_the_grids_of_the_released_demo(ratio: str) -> None:
     [
         ("60x64", "near are 56x64, 64x64"),
         ((65, 63), "near are 56x64, 56x72, 64x64, 64x72"),
-        ("0x64", "near are 8x64"),
+        ("0x64", "positive multiples of 8; near are 8x64"),
+        ("0x0", "positive multiples of 8; near are 8x8"),
+        ((-8, 8), "positive multiples"),
+        ("16:1", "size 16:1: its aspect ratio is over 5"),
+        ("1:6", "size 1:6: its aspect ratio is over 5"),
+        ("64x640", "size 64x640: its aspect ratio is over 5"),
+        ((8, 48), "size 48x8: its aspect ratio is over 5"),
         ("large", "WIDTHxHEIGHT"),
         ("64", "WIDTHxHEIGHT"),
         ("0:3", "aspect ratio 0:3"),
@@ -49,6 +58,52 @@ def test_ratios_give_the_grids_of_the_released_demo(ratio: str) -> None:
 def test_other_sizes_are_refused_with_advice(size: str | tuple[int, ...], said: str) -> None:
     with pytest.raises(InputError, match=said):
         pixel_size(size, GenerationDefaults(), 8)
+
+
+@pytest.mark.parametrize("area", [64, 512, 720])
+def test_the_longest_ratio_can_be_read_back(area: int) -> None:
+    for ratio in ("5:1", "1:5"):
+        height, width = pixel_size(ratio, GenerationDefaults(height=area, width=area), 8)
+        assert 4 <= max(height, width) / min(height, width) <= 5
+    assert pixel_size("6:1", GenerationDefaults(), 8, 6.0)
+
+
+WRONG = [
+    {"height": 13},
+    {"width": 0},
+    {"num_frames": 0, "given_frames": 3},
+    {"given_frames": 3},
+    {"given_frames": 0},
+    {"given_frames": 8},
+    {"fps": 0.0},
+    {"fps": float("nan")},
+    {"temperature": -1.0},
+    {"edit_temperature": -0.5},
+    {"extend_temperature": float("inf")},
+    {"answer_temperature": float("nan")},
+    {"top_k": -1},
+    {"top_p": 0.0},
+    {"guidance_scale": -1.0},
+    {"edit_guidance_scale": float("inf")},
+    {"extend_guidance_scale": -1.0},
+    {"max_answer_tokens": 0},
+    {"image_area": -1},
+    {"image_area": "large"},
+]
+
+
+@pytest.mark.parametrize("settings", WRONG, ids=str)
+def test_impossible_settings_are_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"config.generation.*{next(iter(settings))}"):
+        defaults_of(tiny_checkpoint(**settings).config)
+
+
+def test_what_the_config_does_not_say_is_not_held_against_it() -> None:
+    checkpoint = tiny_checkpoint()
+    assert checkpoint.config.vision_tokenizer is not None
+    longer = replace(checkpoint.config.vision_tokenizer, temporal_downsample=8)  # the default looks back on 4 frames
+    assert defaults_of(replace(checkpoint.config, vision_tokenizer=longer)).given_frames == 4
+    assert defaults_of(replace(tiny_checkpoint(height=13).config, vision_tokenizer=None)).height == 13
 
 
 def test_a_checkpoints_own_words_come_first() -> None:

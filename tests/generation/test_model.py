@@ -1,5 +1,6 @@
 """The five methods on a tiny random model: shapes, reproducibility, and every refusal."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,13 @@ def test_refusals(model: Rhea) -> None:
         ("num_frames", lambda: model.generate("red", video=True, num_frames=0)),
         ("fps", lambda: model.generate("red", video=True, fps=0.0)),
         ("temperature", lambda: model.generate("red", temperature=-1.0)),
+        ("num_frames and fps", lambda: model.generate("red", num_frames=4)),
+        ("num_frames and fps", lambda: model.generate("red", fps=4)),
+        ("aspect ratio is over 5", lambda: model.generate("red", size="16:1")),
+        ("aspect ratio is over 5", lambda: model.generate("red", size="8x48", video=True)),
+        ("positive", lambda: model.generate("red", size="0x0")),
         ("question is empty", lambda: model.ask(PIXELS, " ")),
+        ("question is empty", lambda: model.ask(PIXELS, " . ")),
         ("max_new_tokens", lambda: model.ask(PIXELS, "red", max_new_tokens=0)),
         ("instruction is empty", lambda: model.edit(PIXELS, "")),
         ("no picture", lambda: model.edit([], "make it blue")),
@@ -155,6 +162,61 @@ def test_refusals(model: Rhea) -> None:
     for said, call in refused:
         with pytest.raises(InputError, match=said):
             call()
+
+
+def test_arguments_of_a_wrong_type_are_one_line(model: Rhea) -> None:
+    anything: Any = model
+    refused: list[tuple[str, Callable[[], Any]]] = [
+        ("prompt is None; it must be text or a list of texts", lambda: anything.generate(None)),
+        (r"prompt is \['a', None\]", lambda: anything.generate(["a", None])),
+        ("size is 64; it must be text or a list of whole numbers", lambda: anything.generate("red", size=64)),
+        (r"size is \('a', 'b'\)", lambda: anything.generate("red", size=("a", "b"))),
+        ("samples is 1.5; it must be a whole number", lambda: anything.generate("red", samples=1.5)),
+        ("samples is None", lambda: anything.generate("red", samples=None)),
+        ("seed is 1.5", lambda: anything.generate("red", seed=1.5)),
+        ("top_k is 2.5", lambda: anything.generate("red", top_k=2.5)),
+        ("temperature is 'hot'; it must be a number", lambda: anything.generate("red", temperature="hot")),
+        ("negative_prompt is 3", lambda: anything.generate("red", negative_prompt=3)),
+        ("video is 'yes'; it must be True or False", lambda: anything.generate("red", video="yes")),
+        ("num_frames is 2.5", lambda: anything.generate("red", video=True, num_frames=2.5)),
+        ("question is None", lambda: anything.ask(PIXELS, None)),
+        ("max_new_tokens is '9'", lambda: anything.ask(PIXELS, "red", max_new_tokens="9")),
+        ("num_frames is '4'", lambda: anything.extend(FRAMES, "4")),
+        ("caption is None", lambda: anything.extend(FRAMES, 4, caption=None)),
+        ("instruction is 5", lambda: anything.edit(PIXELS, 5)),
+        ("not a picture or film: NoneType", lambda: anything.edit(None, "make it blue")),
+    ]
+    for said, call in refused:
+        with pytest.raises(InputError, match=said) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    whole = model.generate("red", size=(np.int64(16), 16), samples=np.int64(1), seed=np.int64(5))  # type: ignore[arg-type]
+    assert whole[0].token_ids == model.generate("red", size=[16, 16], seed=5)[0].token_ids
+
+
+def test_a_size_that_is_refused_names_its_file(model: Rhea, tmp_path: Path) -> None:
+    media.write_picture(tmp_path / "dot.png", PIXELS[:1, :1])
+    media.write_film(tmp_path / "wide.mp4", np.zeros((4, 8, 48, 3), np.uint8), 8)
+    calls: list[tuple[str, Callable[[Path], Any]]] = [
+        ("dot.png: picture of 1 x 1", model.reconstruct),
+        ("dot.png: picture of 1 x 1", lambda path: model.ask(path, "red")),
+        ("dot.png: picture of 1 x 1", lambda path: model.edit([PIXELS, path], "make it blue")),
+        ("wide.mp4: picture of 8 x 48 pixels: aspect ratio is over 5", model.extend),
+    ]
+    for said, call in calls:
+        with pytest.raises(InputError, match=said):
+            call(tmp_path / said.partition(":")[0])
+
+
+def test_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("meta", "vulkan", "cpu:1", "cuda:", "cuda:x", "", torch.device("meta")):
+        with pytest.raises(InputError, match="is not one of cpu, cuda, cuda:N and mps"):
+            rhea.load(tmp_path, device=device)
+    for device in ("cuda", "cuda:1", torch.device("cuda")):
+        with pytest.raises(InputError, match="not available"):
+            rhea.load(tmp_path, device=device)
+    assert rhea.load(save_tiny_checkpoint(tmp_path / "tiny"), device=torch.device("cpu")).trained_on
 
 
 def test_parts_that_are_missing_are_named_when_needed() -> None:
