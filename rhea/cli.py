@@ -1,8 +1,9 @@
 """The command line: ``rhea COMMAND --help`` explains each command with an example.
 
 Nothing heavy is imported before a command runs, so help is instant. Whatever the user can set right (a missing file, a
-bad size, a damaged checkpoint) ends with one line on standard error and exit code 2; Ctrl-C ends with 130; output files
-appear whole or not at all. Answers and descriptions go to standard output, everything else to standard error.
+bad size, a damaged checkpoint) ends with one line on standard error and exit code 2; what is stopped, by Ctrl-C or by
+SIGTERM while it trains, ends with 130; output files appear whole or not at all. Answers and descriptions go to standard
+output, everything else to standard error.
 """
 
 import contextlib
@@ -38,12 +39,20 @@ class ModelOptions:
     """cpu, cuda, cuda:1 or mps; by default the GPU if there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision of the transformer; chosen by size and device if not given."""
+    tile: Annotated[int | None, arg(metavar="CODES")] = None
+    """Code larger pictures in tiles of that many codes a side: less memory, and faint seams."""
 
     def load(self) -> "Rhea":
         """Load the model."""
         from rhea.generation.loading import load_model
 
-        return load_model(self.checkpoint, device=self.device, dtype=self.dtype, vision_tokenizer=self.vision_tokenizer)
+        return load_model(
+            self.checkpoint,
+            device=self.device,
+            dtype=self.dtype,
+            vision_tokenizer=self.vision_tokenizer,
+            tile=self.tile,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,12 @@ def test_a_file_of_prompts_is_drawn_together(run: Callable, tmp_path: Path) -> N
     check(run("generate"), "either a PROMPT or --batch")
 
 
+def test_tiles_must_be_wider_than_they_overlap(run: Callable) -> None:
+    media.write_picture("wide.png", np.zeros((24, 96, 3), np.uint8))
+    assert run("reconstruct", "wide.png", "--tile", "9")[0] == 0
+    check(run("reconstruct", "wide.png", "--tile", "8"), "they overlap by 8")
+
+
 def test_settings_reach_the_model(run: Callable) -> None:
     pictures = []
     for settings in ([], ["--seed", "1"], ["--temperature", "0"], ["--guidance-scale", "1"], ["--top-k", "2"]):

@@ -1,6 +1,5 @@
 """From the name of a checkpoint to a ``Rhea`` that is ready to be asked: device, precision, packing."""
 
-import re
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from rhea.checkpoints.load import load_checkpoint
 from rhea.errors import InputError
 from rhea.generation.model import Rhea
+from rhea.models.device import choose_device
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
 _SMALL = 1_000_000_000
@@ -20,14 +20,16 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     vision_tokenizer: str | Path | None = None,
+    tile: int | None = None,
 ) -> Rhea:
     """Load the default model, or a checkpoint folder or hub id in any layout.
 
     ``device``: "cpu", "cuda", "cuda:1" or "mps", by default the GPU if there is one. ``dtype`` of the transformer:
     "float32" or "bfloat16"; by default float32 for small models on a CPU and what is stored otherwise. The vision
     tokenizer always runs in float32. ``vision_tokenizer``: a second folder or id, for releases that keep it apart.
+    ``tile``: pictures of more codes along a side are coded in tiles of that side, approximately, in less memory.
     """
-    where = _device(device)
+    where = choose_device(device)
     if path is None and not DEFAULT_MODEL.is_dir():
         raise InputError(f"the default model is not in this installation ({DEFAULT_MODEL}): name a checkpoint folder")
     checkpoint = load_checkpoint(
@@ -41,22 +43,7 @@ def load_model(
         if dtype is None:
             transformer.float()
         transformer.pack()
-    return Rhea(checkpoint)
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = re.fullmatch(r"cpu|cuda|mps|cuda:\d{1,3}", str(name))
-    if known is None:
-        raise InputError(f"device {str(name)!r} is not one of cpu, cuda, cuda:N and mps")
-    if known[0].startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {str(name)!r} is not available: torch finds no CUDA GPU here; use cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return torch.device(name)
+    return Rhea(checkpoint, tile)
 
 
 def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:

@@ -31,12 +31,13 @@ Report = Callable[[Progress], None] | None
 class Rhea:
     """A loaded model. Sampling settings left at None are the checkpoint's own defaults (``defaults``)."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, tile: int | None = None) -> None:
+        """``tile``: see ``VisionCodec``."""
         self.checkpoint = checkpoint
         self.defaults = defaults_of(checkpoint.config)
         self.codec: VisionCodec | None = None
         if checkpoint.vision_tokenizer is not None and checkpoint.policy is not None:
-            self.codec = VisionCodec(checkpoint.vision_tokenizer, checkpoint.policy)
+            self.codec = VisionCodec(checkpoint.vision_tokenizer, checkpoint.policy, tile)
         self._completer: Completer | None = None
         if checkpoint.transformer is not None and checkpoint.text_tokenizer is not None:
             assert checkpoint.vocabulary is not None

@@ -27,6 +27,7 @@ from rhea.generation.results import contact_sheet
 from rhea.generation.sampling import SamplingConfig
 from rhea.media import write_picture
 from rhea.models.config import TransformerConfig
+from rhea.models.device import choose_device
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.default_tokenizer import VisionTokenizerRecipe, default_tokenizer, trained_tokenizer
@@ -89,6 +90,8 @@ class DefaultModelRecipe:
     trainer: TrainerConfig
     generation: dict[str, Any]
     """Defaults of generation, written into the checkpoint."""
+    device: str | None = None
+    """Where it trains: cpu, cuda or mps; by default the GPU if there is one. Pictures are coded on the CPU."""
 
     def run(self, folder: Path) -> bool:
         """Train in ``folder``, or go on there, and write ``folder/checkpoint``; return whether it is complete."""
@@ -106,6 +109,7 @@ class DefaultModelRecipe:
             if start.transformer.config != model.config:
                 raise InputError(f"{self.start_from} holds a transformer of other sizes than this recipe's")
             model.load_state_dict(start.transformer.state_dict())
+        model.to(choose_device(self.device))
         grammar, codec = Grammar(Vocabulary(vocabulary), text_tokenizer), VisionCodec(vision_tokenizer, pixel_policy())
         task = NextTokenTask(self.task, model, Vocabulary(vocabulary), sampler=_sampler(grammar, codec))
         with self._loader(grammar, codec) as loader:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rhea.checkpoints.load import load_checkpoint
 from rhea.errors import InputError
+from rhea.models.device import choose_device
 from rhea.models.vision.codebook_training import CodebookTrainingConfig
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.initialization import initialize
@@ -33,6 +34,8 @@ class VisionTokenizerRecipe:
     trainer: TrainerConfig
     start_from: str = ""
     """A run folder or a checkpoint with a tokenizer of these sizes to go on from; random weights if empty."""
+    device: str | None = None
+    """Where it trains: cpu, cuda or mps; by default the GPU if there is one."""
 
     def run(self, folder: Path) -> bool:
         """Train in ``folder``, or go on there; return whether the training is complete."""
@@ -41,6 +44,7 @@ class VisionTokenizerRecipe:
         initialize(model)
         if self.start_from:
             model.load_state_dict(trained_tokenizer(self, Path(self.start_from)).state_dict())
+        model.to(choose_device(self.device))
         task = VisionTokenizerTask(self.task, model, codebook_initialized=bool(self.start_from))
         return Trainer(self.trainer, task, ShapesFrames(self.data), folder).train()
 

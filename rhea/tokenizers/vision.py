@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from rhea.errors import InputError
-from rhea.models.vision.tiles import decode_in_tiles, encode_in_tiles
+from rhea.models.vision.tiles import OVERLAP, decode_in_tiles, encode_in_tiles
 from rhea.models.vision.tokenizer import VisionTokenizer
 
 ACTIVATIONS_AT_A_TIME = 2**26
@@ -105,6 +105,8 @@ class VisionCodec:
         """With ``tile``, pictures of more codes along a side are coded in tiles of that side, approximately."""
         if policy.factor % model.config.spatial_factor:
             raise InputError(f"pixel policy's factor {policy.factor} is no multiple of {model.config.spatial_factor}")
+        if tile is not None and tile <= OVERLAP:
+            raise InputError(f"tiles of {tile} codes a side: they overlap by {OVERLAP}, so more than that are needed")
         self.model, self.policy, self.tile = model.eval(), policy, tile
 
     @property

@@ -296,3 +296,12 @@ def test_a_released_emu3_is_prompted_as_in_its_demo(monkeypatch: pytest.MonkeyPa
     chat = "You are a helpful assistant. USER: What is it?. ASSISTANT:"
     assert model.completer.grammar.text_tokenizer.decode(asked[2].prompt[1:]) == chat
     assert asked[2].sampling.temperature == 0
+
+
+def test_tiles_on_request() -> None:
+    small = tiny_checkpoint()
+    large = replace(small, config=replace(small.config, pixels=PixelPolicy(min_pixels=64, max_pixels=96 * 96)))
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    whole, tiled = (Rhea(large, tile=tile).reconstruct(pixels) for tile in (None, 9))
+    assert whole.codes.shape == tiled.codes.shape == (12, 12)
+    assert not np.array_equal(whole.pixels, tiled.pixels), "norms see one tile instead of the whole"

@@ -16,9 +16,14 @@ import torch
 from rhea.errors import InputError
 from rhea.models.vision.tokenizer import VisionTokenizer
 
+OVERLAP = 8
+"""Codes along a side that neighbouring tiles share unless told otherwise."""
+
 
 @torch.no_grad()
-def encode_in_tiles(model: VisionTokenizer, pixels_3HW: torch.Tensor, tile: int, overlap: int = 8) -> torch.Tensor:
+def encode_in_tiles(
+    model: VisionTokenizer, pixels_3HW: torch.Tensor, tile: int, overlap: int = OVERLAP
+) -> torch.Tensor:
     """Return codes [h, w] of one picture in [-1, 1]; ``tile`` and ``overlap`` are sides in codes."""
     factor = model.config.spatial_factor
     height, width = (side // factor for side in pixels_3HW.shape[1:])
@@ -33,7 +38,7 @@ def encode_in_tiles(model: VisionTokenizer, pixels_3HW: torch.Tensor, tile: int,
 
 
 @torch.no_grad()
-def decode_in_tiles(model: VisionTokenizer, codes_hw: torch.Tensor, tile: int, overlap: int = 8) -> torch.Tensor:
+def decode_in_tiles(model: VisionTokenizer, codes_hw: torch.Tensor, tile: int, overlap: int = OVERLAP) -> torch.Tensor:
     """Return float32 pixels [3, H, W] of one picture, not clamped; ``tile`` and ``overlap`` are sides in codes."""
     factor, (height, width) = model.config.spatial_factor, codes_hw.shape
     sum_3HW = torch.zeros(model.config.out_channels, height * factor, width * factor, device=codes_hw.device)
