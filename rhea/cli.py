@@ -260,8 +260,8 @@ def train(recipe: Annotated[str, Positional, arg(metavar="RECIPE")], output: Pat
 
     $ rhea train debug --output runs/debug --trainer.total-steps 20
 
-    The recipes are debug (seconds), default-tokenizer and default-model. Every value of a recipe can be overridden by
-    its dotted name: "rhea train debug --help" lists those of debug.
+    The recipes are debug (seconds), and, one after the other, default-tokenizer, local-tokenizer and default-model.
+    Every value of a recipe can be overridden by its dotted name: "rhea train debug --help" lists those of debug.
 
     Args:
         recipe: Name of the recipe.
@@ -365,6 +365,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 _RECIPES = {
     "debug": ("rhea.recipes.debug", "debug"),
     "default-tokenizer": ("rhea.recipes.default_tokenizer", "default_tokenizer"),
+    "local-tokenizer": ("rhea.recipes.default_tokenizer", "local_tokenizer"),
     "default-model": ("rhea.recipes.default_model", "default_model"),
 }
 _DESCRIPTION = (

@@ -68,7 +68,7 @@ def debug() -> DebugRecipe:
         text_vocab_size=300,
         text_documents=50,
         data=replace(recipe.data, min_turns=4, max_turns=6),
-        loader=replace(recipe.loader, rows=1, group=8),
+        loader=replace(recipe.loader, rows=1, group=8, loss=replace(recipe.loader.loss, text=2.0)),
         task=replace(recipe.task, precision="float32", optimizer=replace(recipe.task.optimizer, hidden="adamw")),
         trainer=replace(
             recipe.trainer,

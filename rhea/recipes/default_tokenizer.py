@@ -1,10 +1,11 @@
 """The vision tokenizer of the default model: 64 x 64 pictures of the shapes world to 8 x 8 codes.
 
 The architecture is Emu3's, with a sixteenth of its width, one residual block less per level and a codebook of 1,024
-entries of 8 numbers.
+entries of 8 numbers. Two stages: ``default_tokenizer`` learns to see, on crops; ``local_tokenizer`` goes on from it
+until its codes can be predicted (docs/decisions/0006).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rhea.checkpoints.load import load_checkpoint
@@ -77,6 +78,24 @@ def default_tokenizer() -> VisionTokenizerRecipe:
             checkpoint_every=200,
             log_every=50,
             sample_every=500,
+        ),
+    )
+
+
+def local_tokenizer() -> VisionTokenizerRecipe:
+    """Return the second stage: codes of their own place and no two for one thing; ten minutes on one such core."""
+    recipe = default_tokenizer()
+    steps = 600
+    codebook = replace(recipe.task.codebook, merge_below=0.5, revive_until=steps * 3 // 4)
+    return replace(
+        recipe,
+        start_from="runs/default-tokenizer",
+        task=replace(recipe.task, locality_weight=10.0, codebook=codebook),
+        data=replace(recipe.data, seed=1, whole_from=0, num_clips=6),
+        trainer=replace(
+            recipe.trainer,
+            total_steps=steps,
+            schedule=replace(recipe.trainer.schedule, learning_rate=6e-4),
         ),
     )
 

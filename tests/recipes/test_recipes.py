@@ -13,7 +13,7 @@ from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.debug import DebugRecipe, debug
 from rhea.recipes.default_model import default_model
-from rhea.recipes.default_tokenizer import default_tokenizer
+from rhea.recipes.default_tokenizer import default_tokenizer, local_tokenizer
 from rhea.recipes.emu3 import emu3_transformer, emu3_vision_tokenizer
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
 
@@ -36,7 +36,7 @@ def test_default_sizes() -> None:
         assert num_parameters(Transformer(replace(recipe.model, vocab_size=vocabulary.size))) == 3_028_992
 
 
-@pytest.mark.parametrize("recipe", [debug, default_tokenizer, default_model])
+@pytest.mark.parametrize("recipe", [debug, default_tokenizer, local_tokenizer, default_model])
 def test_config_round_trip(recipe) -> None:
     made = recipe()
     assert from_dict(type(made), json.loads(json.dumps(to_dict(made)))) == made
