@@ -70,8 +70,8 @@ on purpose, so that what it makes of them can be graded.
 
 Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model.
 
-**Limits.** 64 x 64 pictures and films of 16 frames. A photograph comes back as blobs of the nearest colours. Answers are
-one of a few words.
+**Limits.** 64 x 64 pictures and films of 16 frames. A photograph comes back as blobs of the nearest colours. Answers
+are one of a few words.
 
 <!-- figures: written by benchmarks/table.py from benchmarks/*.json -->
 <!-- end of figures -->
