@@ -226,10 +226,11 @@ class Engine:
                 windows[ticket] = ticket.sequence.window(size)
                 due = [tokens + windows[ticket].guesses for tokens in due]
             else:  # a last token is kept back, so that both branches come to their first draw together
-                due = [tokens[: min(len(tokens) - 1, budget // len(due))] for tokens in due]
-            budget -= min(budget, sum(behind))
+                share = max(budget // len(due), 1) if budget else 0
+                due = [tokens[: min(len(tokens) - 1, share)] for tokens in due]
             feeds |= {slot: tokens for slot, tokens in zip(ticket.slots, due, strict=True) if tokens}
             if max(behind) > _WORTH_COPYING:
+                budget -= min(budget, sum(behind))
                 coming += [self._held[slot] + tokens for slot, tokens in zip(ticket.slots, due, strict=True)]
         return dict(sorted(feeds.items())), windows
 

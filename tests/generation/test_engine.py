@@ -90,6 +90,17 @@ def test_equal_beginnings_are_computed_once() -> None:
     assert engine.statistics.prefix_tokens_reused - before > 0.8 * tokens / 4
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_long_prompts_are_read_in_pieces_beside_others(chunk: int) -> None:
+    size = ImageSize(height=2, width=3)
+    long = visual("How many objects are there? " * 5, size, negative="make it blue " * 6)
+    assert len(long.prompt) > 64
+    mixed = [MIXED["answer"], long, replace(long, sample_index=1), MIXED["greedy"]]
+    engine = Engine(MODEL, EngineConfig(prefill_chunk=chunk))
+    assert engine.run(mixed) == [continue_prompts(MODEL, [request])[0] for request in mixed]
+    assert engine.statistics.forwards > len(long.prompt) // max(chunk, 64)
+
+
 def test_cancelling_frees_the_slots_and_harms_nobody(alone: list[list[int]]) -> None:
     engine = Engine(MODEL, EngineConfig(slots=4, window=2))
     tickets = [engine.submit(request) for request in requests()]
