@@ -4,7 +4,8 @@ Every side of a case is a process of its own that holds its model, so its peak r
 is what it held before the first run: libraries and 1.08 GB of weights in float32); the sides run in turn, and the
 medians are compared with transformers' faster setting. Transformers' settings: as it comes, and with its 2D
 convolutions channels-last (attention through SDPA in both). Weights are drawn per tensor name, equal on all sides.
-Usage: python benchmarks/vision_tokenizer.py [--quick]   (about an hour on 2 free cores; --quick: 128 x 128, 5 minutes)
+Usage: python benchmarks/vision_tokenizer.py [--quick]   (about an hour on 2 free cores; --quick: 128 x 128, 5 minutes;
+--small: the 256 x 256 picture, once each, recorded, 10 minutes)
 """
 
 import multiprocessing
@@ -141,20 +142,23 @@ def run_case(case: dict[str, Any], repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    quick = "--quick" in sys.argv
-    sizes = [("picture", 128), ("clip", 128)] if quick else [("picture", 256), ("clip", 256), ("picture", 512)]
+    quick, small = "--quick" in sys.argv, "--small" in sys.argv
+    sizes = [("picture", 256), ("clip", 256), ("picture", 512)]
+    if quick or small:
+        sizes = [("picture", 128), ("clip", 128)] if quick else sizes[:1]
     cases = [
         {"kind": kind, "size": size, "dtype": dtype, "do": do}
         for dtype in ("float32", "bfloat16")
         for kind, size in sizes
         for do in ("encode", "decode")
     ]
+    repeats = 1 if quick or small else 3
     results = []
     for case in cases:
-        results.append(run_case(case, repeats=1 if quick else 3))
+        results.append(run_case(case, repeats))
         print(results[-1], flush=True)
     if not quick:
-        save(__file__, {"cases": results})
+        save(__file__, {"repeats": repeats, "cases": results})
 
 
 if __name__ == "__main__":
