@@ -4,10 +4,13 @@ A wide window costs time in every forward and saves forwards as far as guesses h
 computed beforehand, so they are measured while the engine works. The choice changes speed alone, never a token.
 """
 
+import statistics
 from dataclasses import dataclass, field
 
-_TRIAL = 6
+_TRIAL = 8
 """Steps on which a window is judged."""
+_BETTER = 1.05
+"""How many times more a window must write than the best so far: a wider one that gains nothing is a burden."""
 _AGAIN = 400
 """Steps after which windows near the present one are tried again."""
 
@@ -16,25 +19,28 @@ _AGAIN = 400
 class WindowTuner:
     """Climbs to the window that writes the most tokens per second; windows are powers of two."""
 
-    size: int = 4
+    size: int = 8
     most: int = 64
+    _best: int = 8
     _rates: dict[int, float] = field(default_factory=dict)
-    _tokens: int = 0
-    _seconds: float = 0.0
-    _steps: int = 0
+    _tokens: list[int] = field(default_factory=list)
+    _seconds: list[float] = field(default_factory=list)
     _settled: int = 0
 
     def record(self, tokens: int, seconds: float) -> None:
         """Note what a step with the present ``size`` wrote, and move on to another size if it is time."""
-        self._tokens, self._seconds, self._steps = self._tokens + tokens, self._seconds + seconds, self._steps + 1
-        if self._steps < _TRIAL:
+        self._tokens.append(tokens)
+        self._seconds.append(seconds)
+        if len(self._tokens) < _TRIAL:
             return
-        self._rates[self.size] = self._tokens / max(self._seconds, 1e-9)
-        self._tokens, self._seconds, self._steps = 0, 0.0, 0
-        best = max(self._rates, key=lambda size: self._rates[size])
-        near = [size for size in (best * 2, best // 2) if 1 <= size <= self.most]
+        # The median, for a machine that others use too now and then takes many times longer.
+        self._rates[self.size] = statistics.mean(self._tokens) / max(statistics.median(self._seconds), 1e-9)
+        self._tokens, self._seconds = [], []
+        if self._rates[self.size] > _BETTER * self._rates.get(self._best, 0.0):
+            self._best = self.size
+        near = [size for size in (self._best // 2, self._best * 2) if 1 <= size <= self.most]
         untried = [size for size in near if size not in self._rates]
         self._settled = 0 if untried else self._settled + _TRIAL
         if self._settled >= _AGAIN:
-            self._rates, self._settled = {best: self._rates[best]}, 0
-        self.size = untried[0] if untried else best
+            self._rates, self._settled = {self._best: self._rates[self._best]}, 0
+        self.size = untried[0] if untried else self._best

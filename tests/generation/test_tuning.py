@@ -15,12 +15,15 @@ def work(tuner: WindowTuner, steps: int, per_forward: float, per_token: float, a
 
 
 @pytest.mark.parametrize(
-    ("per_forward", "per_token", "accepted", "best"),
-    [(1.0, 0.0, 0.99, 64), (0.0, 1.0, 0.9, 1), (1.0, 0.1, 0.7, 4), (1.0, 0.01, 0.5, 8)],
+    ("per_forward", "per_token", "accepted"), [(1.0, 0.0, 0.99), (0.0, 1.0, 0.9), (1.0, 0.1, 0.7), (1.0, 0.01, 0.5)]
 )
-def test_it_finds_the_fastest_window(per_forward: float, per_token: float, accepted: float, best: int) -> None:
-    sizes = work(WindowTuner(), 300, per_forward, per_token, accepted)
-    assert sizes[-50:].count(best) >= 40
+def test_it_finds_a_window_within_five_percent_of_the_fastest(
+    per_forward: float, per_token: float, accepted: float
+) -> None:
+    rates = {size: (1 - accepted**size) / (per_forward + per_token * size) for size in (1, 2, 4, 8, 16, 32, 64)}
+    assert min(rates.values()) < 0.7 * max(rates.values()), "or any choice would do"
+    used = work(WindowTuner(), 300, per_forward, per_token, accepted)[-50:]
+    assert sum(rates[size] > 0.95 * max(rates.values()) for size in used) >= 40
 
 
 def test_it_follows_a_change() -> None:
