@@ -100,6 +100,18 @@ def training_rows() -> list[tuple[str, str, str, str]]:
     return [*rows, ("documents packed by the loader, one core", f"{slowest:,.0f} tokens/s", beside, "loader")]
 
 
+def vision_rows() -> list[tuple[str, str, str, str]]:
+    """Return encoding and decoding at the released size beside transformers' faster setting."""
+    rows = []
+    for case in load("vision_tokenizer")["cases"]:
+        told = f"{case['do']} a {case['kind']} of {case['size']} x {case['size']}, released size, {case['dtype']}, CPU"
+        figure = f"{case['seconds']['rhea']:.1f} s"
+        memory = f"peak {case['peak_gb']['rhea']:.1f} GB, {case['peak_over_transformers']:.2f} x theirs"
+        beside = f"transformers: {case['times_faster']:.1f} x as long; {memory}"
+        rows.append((told, figure, beside, "vision_tokenizer"))
+    return rows
+
+
 def startup_rows() -> list[tuple[str, str, str, str]]:
     """Return how long the package takes to answer."""
     seconds = load("startup")["seconds"]
@@ -109,7 +121,15 @@ def startup_rows() -> list[tuple[str, str, str, str]]:
 
 def all_rows() -> list[tuple[str, str, str, str]]:
     """Return every row."""
-    return shapes_rows() + generation_rows() + engine_rows() + training_rows() + memory_rows() + startup_rows()
+    return (
+        shapes_rows()
+        + generation_rows()
+        + engine_rows()
+        + vision_rows()
+        + training_rows()
+        + memory_rows()
+        + startup_rows()
+    )
 
 
 def table(rows: list[tuple[str, str, str, str]] | None = None, root: str = "") -> str:
