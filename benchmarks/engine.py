@@ -22,7 +22,8 @@ from rhea.documents.constraint import Constraint
 from rhea.documents.document import ImageSize
 from rhea.documents.grammar import Grammar
 from rhea.generation.engine import Engine, EngineConfig
-from rhea.generation.plain import Request, continue_prompts
+from rhea.generation.plain import continue_prompts
+from rhea.generation.request import Request
 from rhea.generation.sampling import SamplingConfig
 
 WINDOWS: tuple[int | None, ...] = (1, 2, 4, 8, 16, 32, None)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from medium import medium
 from record import interleaved, median, save
 
 from rhea.checkpoints.configs import CheckpointConfig
@@ -22,9 +23,9 @@ from rhea.documents import formats
 from rhea.documents.constraint import Constraint
 from rhea.documents.document import ImageSize
 from rhea.documents.grammar import Grammar
-from rhea.generation.plain import Request, continue_prompts
+from rhea.generation.plain import continue_prompts
+from rhea.generation.request import Request
 from rhea.generation.sampling import SamplingConfig
-from rhea.models.config import TransformerConfig
 from rhea.models.transformer import Transformer
 from rhea.tokenizers.text import train_text_tokenizer
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
@@ -38,16 +39,7 @@ def build(dtype: torch.dtype) -> tuple[Transformer, Grammar, Any]:
     """Return our model (packed), a grammar for it, and theirs with the same weights."""
     text_tokenizer = train_text_tokenizer([PROMPT], vocab_size=300)
     vocabulary = compact_vocabulary(text_size=7224, vision_size=32768)
-    config = TransformerConfig(
-        vocab_size=Vocabulary(vocabulary).size,
-        dim=768,
-        num_layers=12,
-        num_heads=12,
-        num_kv_heads=4,
-        head_dim=64,
-        ffn_dim=2048,
-        max_seq_len=4096,
-    )
+    config = medium(vocabulary, max_seq_len=4096)
     model = Transformer(config)
     model.init_weights(seed=0)
     model = model.to(dtype).eval()

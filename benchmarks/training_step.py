@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from medium import medium
 from record import median, peak_memory_gb, save
 
 from rhea.documents.packing import Packed
-from rhea.models.config import TransformerConfig
 from rhea.models.transformer import Transformer
 from rhea.tokenizers.vocabulary import EMU3_VOCABULARY, Vocabulary, VocabularyConfig, compact_vocabulary
 from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig
@@ -32,23 +32,9 @@ STEPS = 3
 """Counted steps of one process, after one that makes the optimizer's state."""
 
 
-def sizes(vocabulary: VocabularyConfig) -> TransformerConfig:
-    """Return the model of shared notes: 75 M weights in the layers' products, 768 channels."""
-    return TransformerConfig(
-        vocab_size=Vocabulary(vocabulary).size,
-        dim=768,
-        num_layers=12,
-        num_heads=12,
-        num_kv_heads=4,
-        head_dim=64,
-        ffn_dim=2048,
-        max_seq_len=SEQ_LEN,
-    )
-
-
 def our_step(vocabulary: VocabularyConfig, token_ids: np.ndarray) -> Callable[[], None]:
     """Return one step of the trainer's task."""
-    model = Transformer(sizes(vocabulary))
+    model = Transformer(medium(vocabulary, SEQ_LEN))
     model.init_weights(seed=0)
     task = NextTokenTask(NextTokenTaskConfig(precision="bfloat16"), model, Vocabulary(vocabulary))
     labels = np.roll(token_ids, -1, 1)
@@ -73,7 +59,7 @@ def their_step(vocabulary: VocabularyConfig, token_ids: np.ndarray) -> Callable[
     """Return the same step with transformers."""
     import transformers
 
-    config = sizes(vocabulary)
+    config = medium(vocabulary, SEQ_LEN)
     model = transformers.Emu3ForCausalLM(
         transformers.Emu3TextConfig(
             vocab_size=config.vocab_size,

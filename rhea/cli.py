@@ -21,7 +21,7 @@ from rhea.errors import InputError
 
 if TYPE_CHECKING:
     from rhea.generation.model import Rhea
-    from rhea.generation.plain import Progress
+    from rhea.generation.request import Progress
     from rhea.generation.results import Film, Picture
 
 _SETTINGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)

@@ -14,7 +14,7 @@ import numpy as np
 from rhea.errors import InputError
 from rhea.evaluation.page import Film, Page, Picture
 from rhea.generation.model import Rhea
-from rhea.generation.plain import Progress
+from rhea.generation.request import Progress
 from rhea.generation.results import Film as GeneratedFilm
 from rhea.io import atomic_folder, write_json
 from rhea.media import Film as PlainFilm

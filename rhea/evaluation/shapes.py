@@ -21,7 +21,7 @@ from rhea.evaluation.report import Figure, Report, checkpoint_hash, share
 from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.defaults import GenerationDefaults
 from rhea.generation.model import Rhea
-from rhea.generation.plain import Progress
+from rhea.generation.request import Progress
 from rhea.generation.sampling import SamplingConfig
 from rhea.tokenizers.vision import VisionCodec
 from rhea.worlds.shapes.edits import OPERATIONS, Edit, sample_edit

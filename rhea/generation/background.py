@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from rhea.generation.engine import Engine, Ticket
-from rhea.generation.plain import Request
+from rhea.generation.request import Request
 
 
 @dataclass(eq=False)

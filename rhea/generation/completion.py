@@ -14,7 +14,7 @@ from rhea.documents.document import Document, Image, ImageSize, Text, Video, Vid
 from rhea.documents.grammar import Grammar
 from rhea.errors import InputError
 from rhea.generation.engine import Engine, EngineConfig, Statistics
-from rhea.generation.plain import Progress, Request
+from rhea.generation.request import Progress, Request
 from rhea.generation.sampling import SamplingConfig
 from rhea.generation.tuning import WindowTuner
 from rhea.models.transformer import Transformer

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rhea.errors import BusyError, InputError
-from rhea.generation.plain import Progress, Request, check_fits
+from rhea.generation.request import Progress, Request, check_fits
 from rhea.generation.sampling import SamplingConfig, draw, guided_logits
 from rhea.generation.sequence import Sequence, Window
 from rhea.generation.tuning import WindowTuner
@@ -236,10 +236,11 @@ class Engine:
 
     def _due(self, ticket: Ticket) -> list[list[int]]:
         """Return for each slot the known tokens that its cache does not hold."""
-        return [
-            [*prompt, *ticket.tokens][len(self._held[slot]) :]
-            for slot, prompt in zip(ticket.slots, ticket.sequence.prompts, strict=True)
-        ]
+        due = []
+        for slot, prompt in zip(ticket.slots, ticket.sequence.prompts, strict=True):
+            held = len(self._held[slot])
+            due.append(prompt[held:] + ticket.tokens[max(held - len(prompt), 0) :])
+        return due
 
     def _borrow(self, ticket: Ticket) -> None:
         """Copy the beginning of a prompt from a slot that holds more of it."""

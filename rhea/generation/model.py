@@ -19,7 +19,7 @@ from rhea.errors import InputError
 from rhea.generation.arguments import checked
 from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.defaults import check_fps, defaults_of, pixel_size
-from rhea.generation.plain import Progress
+from rhea.generation.request import Progress
 from rhea.generation.results import Film, Picture, Visual, read_film, read_picture, read_visual
 from rhea.generation.sampling import SamplingConfig
 from rhea.tokenizers.vision import VisionCodec

@@ -10,14 +10,14 @@ Shapes: B cache rows (conditional, then unconditional), D channels, V legal toke
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rhea.documents.constraint import Constraint, Legal
 from rhea.errors import InputError
-from rhea.generation.sampling import SamplingConfig, draw, guided_logits, noise_key
+from rhea.generation.request import Progress, Request, check_fits
+from rhea.generation.sampling import SamplingConfig, draw, guided_logits
+from rhea.generation.sequence import Written
 from rhea.models.kv_cache import KVCache
 from rhea.models.transformer import Transformer
 
@@ -25,78 +25,21 @@ _SLACK = 16
 """Cache slots behind the longest row for right padding: more than the grammar ever forces in a row."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One sequence to be continued."""
+class _Waiting(Written):
+    """A request on its way, and how many of its tokens the model has seen."""
 
-    prompt: Sequence[int]
-    constraint: Constraint
-    """What may follow the prompt; it is copied, not advanced."""
-    max_new_tokens: int
-    negative_prompt: Sequence[int] | None = None
-    """The prompt of the unconditional branch, which receives the same new tokens; None turns guidance off."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    seed: int = 0
-    sample_index: int = 0
-    """Tells apart the samples of one prompt and seed."""
+    seen = 0
 
     @property
-    def guided(self) -> bool:
-        """Whether this request takes two rows."""
-        return self.negative_prompt is not None and self.sampling.guidance_scale != 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What a progress callback is told after every step."""
-
-    tokens: int
-    """New tokens so far, in all requests."""
-    max_tokens: int
-    """The most that there can be."""
-    tokens_per_second: float
-
-
-class _Sequence:
-    """A request on its way: the tokens it has, and those of them that the model has not seen yet."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.constraint = request.constraint.copy()
-        self.tokens: list[int] = []
-        self.pending: list[int] = []
-        self.legal: Legal = self.constraint.legal()
-        self._follow_forced()
-
-    @property
-    def finished(self) -> bool:
-        return self.constraint.done or len(self.tokens) >= self.request.max_new_tokens
-
-    def append(self, token_id: int) -> None:
-        """Add a drawn token and all that the grammar forces after it."""
-        self._add(token_id)
-        self._follow_forced()
-
-    def _add(self, token_id: int) -> None:
-        self.tokens.append(token_id)
-        self.pending.append(token_id)
-        self.constraint.advance(token_id)
-        self.legal = self.constraint.legal()
-
-    def _follow_forced(self) -> None:
-        while self.legal.forced is not None and not self.finished:
-            self._add(self.legal.forced)
+    def pending(self) -> list[int]:
+        """The tokens that the model has not seen yet."""
+        return self.tokens[self.seen :]
 
     def take_pending(self, fold: bool) -> list[int]:
         """Hand over the tokens of the next forward: all that are pending, or one."""
         taken = self.pending if fold else self.pending[:1]
-        self.pending = self.pending[len(taken) :]
+        self.seen += len(taken)
         return taken
-
-    def noise_key(self) -> int:
-        """Return the key of the next draw."""
-        position = len(self.request.prompt) + len(self.tokens)
-        return noise_key(self.request.seed, self.request.sample_index, position)
 
 
 @torch.inference_mode()
@@ -124,7 +67,7 @@ def continue_prompts(
 
     results: list[list[int]] = []
     for first in range(0, len(requests), max_requests):
-        sequences = [_Sequence(request) for request in requests[first : first + max_requests]]
+        sequences = [_Waiting(request) for request in requests[first : first + max_requests]]
         unfinished = [sequence for sequence in sequences if not sequence.finished]
         if unfinished:
             batch = _Batch(model, unfinished, fold)
@@ -136,20 +79,10 @@ def continue_prompts(
     return results
 
 
-def check_fits(request: Request, context: int) -> None:
-    """Raise InputError if a request does not fit that many tokens."""
-    longest = max(len(request.prompt), len(request.negative_prompt or ()))
-    if longest + request.max_new_tokens > context:
-        raise InputError(
-            f"a prompt of {longest} tokens and {request.max_new_tokens} to come do not fit the context of "
-            f"{context} tokens: use a shorter prompt, a smaller size or fewer frames"
-        )
-
-
 class _Batch:
     """The unfinished sequences and their cache: row i is sequence i, the guided ones' second rows follow in order."""
 
-    def __init__(self, model: Transformer, sequences: list[_Sequence], fold: bool) -> None:
+    def __init__(self, model: Transformer, sequences: list[_Waiting], fold: bool) -> None:
         self.model, self.sequences, self.fold = model, sequences, fold
         guided = [sequence for sequence in sequences if sequence.request.guided]
         prompts = [list(sequence.request.prompt) for sequence in sequences]
@@ -209,7 +142,10 @@ class _Batch:
                 conditional, unconditional = logits_BV.chunk(2)
                 logits_BV = guided_logits(conditional, unconditional, sampling.guidance_scale)
             token_ids_V = torch.cat([torch.arange(r.start, r.stop, device=self.device) for r in ranges])
-            keys_B = torch.tensor([self.sequences[index].noise_key() for index in members], device=self.device)
+            keys_B = torch.tensor(
+                [self.sequences[index].noise_key(len(self.sequences[index].tokens)) for index in members],
+                device=self.device,
+            )
             for index, token_id in zip(members, draw(logits_BV, token_ids_V, keys_B, sampling).tolist(), strict=True):
                 self.sequences[index].append(token_id)
 

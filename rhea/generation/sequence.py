@@ -10,7 +10,7 @@ become the next guesses.
 from dataclasses import dataclass, field
 
 from rhea.documents.constraint import Legal
-from rhea.generation.plain import Request
+from rhea.generation.request import Request
 from rhea.generation.sampling import noise_key
 
 
@@ -33,7 +33,7 @@ class Window:
     places: list[Place] = field(default_factory=list)
 
 
-class Sequence:
+class Written:
     """The tokens of a request so far. Forced tokens are added as soon as they are known."""
 
     def __init__(self, request: Request) -> None:
@@ -41,7 +41,6 @@ class Sequence:
         self.constraint = request.constraint.copy()
         self.tokens: list[int] = []
         self.legal = self.constraint.legal()
-        self._guesses: dict[int, int] = {}
         self._follow_forced()
 
     @property
@@ -49,16 +48,38 @@ class Sequence:
         """Whether the constraint or the request's limit ends here."""
         return self.constraint.done or len(self.tokens) >= self.request.max_new_tokens
 
-    @property
-    def prompts(self) -> list[list[int]]:
-        """The prompt of each cache slot: conditional, then, if guided, unconditional."""
-        second = [list(self.request.negative_prompt or ())] if self.request.guided else []
-        return [list(self.request.prompt), *second]
+    def append(self, token_id: int) -> None:
+        """Add a drawn token and all that the grammar forces after it."""
+        self._add(token_id)
+        self._follow_forced()
 
     def noise_key(self, index: int) -> int:
         """Return the key of the draw of new token ``index``."""
         request = self.request
         return noise_key(request.seed, request.sample_index, len(request.prompt) + index)
+
+    def _add(self, token_id: int) -> None:
+        self.tokens.append(token_id)
+        self.constraint.advance(token_id)
+        self.legal = self.constraint.legal()
+
+    def _follow_forced(self) -> None:
+        while self.legal.forced is not None and not self.finished:
+            self._add(self.legal.forced)
+
+
+class Sequence(Written):
+    """A request in the engine: its guesses besides."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self._guesses: dict[int, int] = {}
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The prompt of each cache slot: conditional, then, if guided, unconditional."""
+        second = [list(self.request.negative_prompt or ())] if self.request.guided else []
+        return [list(self.request.prompt), *second]
 
     def window(self, size: int) -> Window:
         """Return up to ``size`` places to draw; more than one only inside a grid, where guesses are worth a try."""
@@ -85,21 +106,10 @@ class Sequence:
         self._guesses = {place.index: token for place, token in zip(window.places, drawn, strict=True)}
         for place, token in zip(window.places, drawn, strict=True):
             right = place.ahead
-            self.tokens.append(token)
-            self._advance(token)
-            self._follow_forced()
+            self.append(token)
             if self.finished or right == len(window.guesses) or window.guesses[right] != token:
                 break
         return right
-
-    def _advance(self, token: int) -> None:
-        self.constraint.advance(token)
-        self.legal = self.constraint.legal()
-
-    def _follow_forced(self) -> None:
-        while self.legal.forced is not None and not self.finished:
-            self.tokens.append(self.legal.forced)
-            self._advance(self.legal.forced)
 
     def _guess(self, fed: list[int], position: tuple[int, int, int] | None, size: tuple[int, int, int] | None) -> int:
         """Guess the next token: the last draw at this place, or else a neighbour's code.

@@ -18,7 +18,8 @@ from rhea.documents import formats
 from rhea.documents.constraint import Constraint
 from rhea.documents.document import ImageSize
 from rhea.documents.grammar import Grammar
-from rhea.generation.plain import Request, continue_prompts
+from rhea.generation.plain import continue_prompts
+from rhea.generation.request import Request
 from rhea.generation.sampling import SamplingConfig
 from rhea.models.transformer import Transformer
 from rhea.tokenizers.vocabulary import Vocabulary

@@ -9,7 +9,8 @@ from test_plain import MIXED, MODEL, answer
 from rhea.errors import BusyError, InputError
 from rhea.generation.background import BackgroundEngine
 from rhea.generation.engine import Engine, EngineConfig
-from rhea.generation.plain import Request, continue_prompts
+from rhea.generation.plain import continue_prompts
+from rhea.generation.request import Request
 
 
 async def whole(engine: BackgroundEngine, request: Request) -> list[int]:

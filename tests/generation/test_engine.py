@@ -13,7 +13,8 @@ from rhea.documents.constraint import Constraint
 from rhea.documents.document import ImageSize, VideoSize
 from rhea.errors import BusyError, InputError
 from rhea.generation.engine import Engine, EngineConfig, Ticket
-from rhea.generation.plain import Progress, Request, continue_prompts
+from rhea.generation.plain import continue_prompts
+from rhea.generation.request import Progress, Request
 
 
 def requests() -> list[Request]:

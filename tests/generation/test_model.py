@@ -17,7 +17,7 @@ from rhea.checkpoints.configs import CheckpointConfig
 from rhea.errors import InputError
 from rhea.generation import completion, loading
 from rhea.generation.model import Rhea
-from rhea.generation.plain import Request
+from rhea.generation.request import Request
 from rhea.generation.sampling import SamplingConfig
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer

@@ -12,7 +12,8 @@ from rhea.documents.constraint import Constraint
 from rhea.documents.document import ImageSize, VideoSize
 from rhea.documents.grammar import Grammar
 from rhea.errors import InputError
-from rhea.generation.plain import Progress, Request, continue_prompts
+from rhea.generation.plain import continue_prompts
+from rhea.generation.request import Progress, Request
 from rhea.generation.sampling import SamplingConfig, gumbel_noise, noise_key
 from rhea.models.transformer import Transformer
 
