@@ -3,7 +3,8 @@
 Templates are those of Emu3's released code (arXiv 2409.18869): no wrapper around captions, and for questions the chat
 template with its full stop after every question. What the release leaves open is ours: an answer starts with a space
 (so that its first word is the usual word token), every answer ends with end-of-sequence, a further question starts with
-"USER: " directly after it, and an edit is written as the source images, the instruction, the result.
+"USER: " directly after it, and an edit is written as the instruction, the source images, the result: so a place in the
+last source is always equally far from the same place in the result, and copying what stays is the simplest attention.
 """
 
 from collections.abc import Sequence
@@ -51,9 +52,9 @@ def question_answering(
 
 
 def editing(images: Sequence[Image], instruction: str, image: Image | None = None) -> Document:
-    """Build source images + instruction -> image; without ``image`` the prompt for one."""
+    """Build instruction + source images -> image; without ``image`` the prompt for one."""
     prompt: list[Segment] = [replace(source, target=False) for source in images]
-    return _document("editing", [*prompt, Text(instruction, target=False)], _targets(image))
+    return _document("editing", [Text(instruction, target=False), *prompt], _targets(image))
 
 
 def video_prediction(video: Video, given_latents: int, caption: str = "") -> Document:

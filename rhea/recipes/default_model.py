@@ -38,11 +38,14 @@ from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig, Sampler
 from rhea.training.optimizer import OptimizerConfig
 from rhea.training.schedule import ScheduleConfig
 from rhea.training.trainer import Trainer, TrainerConfig
+from rhea.worlds.shapes.questions import DESCRIBE, QUESTION_TYPES
 from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig, ShapesTasks
 
 SIDE = 64
 SAMPLES = ("a small red circle", "a large blue star", "a green square and a small yellow ring", "一个紫色的大三角形")
 """What is drawn while it trains, twice each."""
+HARD = ("count_colour", "count_shape", "horizontal", "vertical", "relation", "existence")
+"""Questions that need a look-up in the picture and are learned last, asked three times as often as the others."""
 TRAINED_ON = (
     "drawings of one to four coloured shapes on a light ground, 64 x 64 pixels, with captions, questions and edits in "
     "English and Chinese; of photographs it knows nothing"
@@ -217,12 +220,12 @@ def default_model() -> DefaultModelRecipe:
         text_documents=3000,
         data=ShapesSourceConfig(
             tasks=ShapesTasks(
-                text_to_image=0.44,
-                captioning=0.06,
-                question_answering=0.2,
-                editing=0.15,
+                text_to_image=0.4,
+                captioning=0.03,
+                question_answering=0.25,
+                editing=0.14,
                 text_to_video=0.03,
-                video_prediction=0.1,
+                video_prediction=0.13,
                 film_question_answering=0.02,
             ),
             max_objects=3,
@@ -230,6 +233,7 @@ def default_model() -> DefaultModelRecipe:
             given_latents=2,
             min_turns=10,
             max_turns=14,
+            questions=(*QUESTION_TYPES, DESCRIBE, *HARD, *HARD),
         ),
         loader=PackedLoaderConfig(
             rows=4,

@@ -97,7 +97,7 @@ def test_emu3_size_texts_are_the_ids_of_the_whole_text(emu3: Grammar) -> None:
             formats.question_answering(None, "hello", "hi"),
             "[B]You are a helpful assistant. USER: hello. ASSISTANT: hi[E]",
         ),
-        (formats.editing([image(1, 1)], "make it red", image(1, 2)), "[B]<1*1:#/%>make it red<1*2:##/%>[E]"),
+        (formats.editing([image(1, 1)], "make it red", image(1, 2)), "[B]make it red<1*1:#/%><1*2:##/%>[E]"),
         (formats.interleaved("a", image(1, 1), "b", image(2, 1)), "[B]a<1*1:#/%>b<2*1:#/#/%>[E]"),
         (formats.video_prediction(video(2, 1, 1), 1), "[B]<1*1, 8 fps, 1 s:#/%#/%>[E]"),
         (formats.video_prediction(video(2, 1, 1), 1, "go"), "[B]go<1*1, 8 fps, 1 s:#/%#/%>[E]"),
@@ -116,7 +116,7 @@ def test_templates(document: Document, expected: str) -> None:
             formats.question_answering(None, [("q1", "a1"), ("q2", None)]),
             "[B]You are a helpful assistant. USER: q1. ASSISTANT: a1[E]USER: q2. ASSISTANT:",
         ),
-        (formats.editing([image(1, 1), image(1, 1)], "join"), "[B]<1*1:#/%><1*1:#/%>join"),
+        (formats.editing([image(1, 1), image(1, 1)], "join"), "[B]join<1*1:#/%><1*1:#/%>"),
     ],
 )
 def test_prompts_lack_the_target_and_the_end(document: Document, expected: str) -> None:

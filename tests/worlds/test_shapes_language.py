@@ -52,6 +52,15 @@ def test_captions_hold_for_their_own_scene_and_not_for_others() -> None:
     assert min(styles.values()) > 300
 
 
+def test_captions_without_places_name_things_in_reading_order() -> None:
+    low, right, left = (Kind(colour, "circle", "small") for colour in ("red", "blue", "green"))
+    places = {low: (10, 50), right: (50, 21), left: (16, 22)}
+    scene = Scene(objects=tuple(ShapeObject(kind=kind, x=x, y=y) for kind, (x, y) in places.items()))
+    for style in ("plain", "sizeless"):
+        said = [claim.colour for claim in caption(np.random.default_rng(0), scene, "en", style).objects]  # type: ignore[arg-type]
+        assert said == ["green", "blue", "red"]
+
+
 def test_an_order_too_close_to_call_is_not_stated() -> None:
     assert "ordered" in possible_styles(pair())
     assert "ordered" not in possible_styles(pair(x=18.0))

@@ -80,14 +80,25 @@ def test_nothing_held_out_in_words_or_pictures() -> None:
 
 def test_weights_and_languages() -> None:
     source = ShapesSource(ShapesSourceConfig(tasks=only(editing=1.0), english=0.0))
-    for index in range(20):
+    instructions = []
+    for index in range(60):
         document = source.document(index)
         assert document.task == "editing"
-        (instruction,) = (segment.text for segment in document.segments if isinstance(segment, Text))
-        assert not instruction.isascii()
+        instructions += [segment.text for segment in document.segments if isinstance(segment, Text)]
+    assert 0 < instructions.count("") < 20  # left empty now and then, for guidance
+    assert not any(instruction.isascii() for instruction in instructions if instruction)
     films = ShapesSource(ShapesSourceConfig(tasks=only(text_to_video=1.0), num_frames=8, fps=4.0)).document(0)
     (video,) = (segment for segment in films.segments if isinstance(segment, Video))
     assert (video.num_frames, video.fps) == (8, 4.0)
+
+
+def test_questions_are_of_the_types_asked_for() -> None:
+    for task in ("question_answering", "film_question_answering"):
+        config = ShapesSourceConfig(tasks=only(**{task: 1.0}), english=1.0, questions=("existence", "relation"))
+        texts = [segment.text for segment in ShapesSource(config).document(0).segments if isinstance(segment, Text)]
+        answers = {text.strip() for text in texts if "ASSISTANT" not in text and "USER" not in text}
+        assert answers <= {"yes", "no"}
+        assert answers
 
 
 def test_config_survives_json() -> None:

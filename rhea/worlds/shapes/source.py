@@ -21,8 +21,8 @@ from rhea.worlds.shapes.questions import DESCRIBE, QUESTION_TYPES, ask, sample_c
 from rhea.worlds.shapes.render import render
 from rhea.worlds.shapes.scene import CANVAS, MAX_OBJECTS, HeldOut, Scene, sample_scene
 
-FILM_QUESTION_TYPES = tuple(name for name in QUESTION_TYPES if name not in ("horizontal", "vertical", "relation"))
-"""Questions whose answer does not change while things move."""
+STILL_QUESTIONS = ("horizontal", "vertical", "relation", DESCRIBE)
+"""Questions whose answer may change while things move."""
 CROWDED = 0.6
 """Share of the pictures to ask about in which objects share a colour or a shape on purpose."""
 
@@ -58,10 +58,12 @@ class ShapesSourceConfig:
     given_latents: int = 1
     """Latent frames (of four frames each) from which video prediction starts."""
     unconditional: float = 0.1
-    """Share of the captions before pictures and films that are left empty, for classifier-free guidance."""
+    """Share of the captions and instructions before what is drawn that are left empty, for classifier-free guidance."""
     min_turns: int = 4
     max_turns: int = 6
     """Questions about one picture."""
+    questions: tuple[str, ...] = (*QUESTION_TYPES, DESCRIBE)
+    """Their types, drawn uniformly: one that stands here twice is asked twice as often."""
 
 
 class ShapesSource:
@@ -102,12 +104,13 @@ class ShapesSource:
             scene = sample_crowded_scene(rng, held_out=self.config.held_out, canvas=self.config.canvas)
         else:
             scene = self._scene(rng)
-        turns = self._turns(rng, scene, language, (*QUESTION_TYPES, DESCRIBE))
+        turns = self._turns(rng, scene, language, self.config.questions)
         return formats.question_answering(_image(scene), turns)
 
     def _editing(self, rng: np.random.Generator, language: Language) -> Document:
         edit = sample_edit(rng, language, held_out=self.config.held_out, canvas=self.config.canvas)
-        return formats.editing([_image(edit.source)], edit.instruction, _image(edit.target))
+        instruction = self._or_nothing(rng, edit.instruction)
+        return formats.editing([_image(edit.source)], instruction, _image(edit.target))
 
     def _text_to_video(self, rng: np.random.Generator, language: Language) -> Document:
         film = self._film(rng)
@@ -121,7 +124,8 @@ class ShapesSource:
 
     def _film_question_answering(self, rng: np.random.Generator, language: Language) -> Document:
         film = self._film(rng)
-        turns = self._turns(rng, film.scene(0), language, FILM_QUESTION_TYPES)
+        types = tuple(name for name in self.config.questions if name not in STILL_QUESTIONS)
+        turns = self._turns(rng, film.scene(0), language, types)
         return formats.question_answering(self._video(film), turns)
 
     def _or_nothing(self, rng: np.random.Generator, text: str) -> str:
