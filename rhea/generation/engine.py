@@ -149,15 +149,31 @@ class Engine:
             self.cache.wipe(slot)
             self._held[slot] = []
 
-    def run(self, requests: Iterable[Request], progress: Callable[[Progress], None] | None = None) -> list[list[int]]:
-        """Submit all, step until they are done, and return the new tokens of each; raise the first error there was."""
+    def run(
+        self,
+        requests: Iterable[Request],
+        progress: Callable[[Progress], None] | None = None,
+        watch: Callable[[int, list[int]], None] | None = None,
+    ) -> list[list[int]]:
+        """Submit all, step until they are done, and return the new tokens of each; raise the first error there was.
+
+        ``watch`` is called after a step for every request whose tokens grew, with its number in the given order and its
+        new tokens so far.
+        """
         start, tickets, requests = time.perf_counter(), list[Ticket](), deque(requests)
+        seen: list[int] = []
         most = sum(request.max_new_tokens for request in requests)
         while requests or not self.idle:
             while requests and len(self._waiting) < self.config.max_waiting:
                 tickets.append(self.submit(requests.popleft()))
             self.step()
             tokens = sum(len(ticket.tokens) for ticket in tickets)
+            if watch is not None:
+                seen += [0] * (len(tickets) - len(seen))
+                for number, ticket in enumerate(tickets):
+                    if len(ticket.tokens) > seen[number]:
+                        seen[number] = len(ticket.tokens)
+                        watch(number, ticket.tokens)
             if progress is not None:
                 rate = tokens / max(time.perf_counter() - start, 1e-9)
                 progress(Progress(tokens=tokens, max_tokens=most, tokens_per_second=rate))
