@@ -41,6 +41,8 @@ class ModelOptions:
     """Precision of the transformer; chosen by size and device if not given."""
     tile: Annotated[int | None, arg(metavar="CODES")] = None
     """Code larger pictures in tiles of that many codes a side: less memory, and faint seams."""
+    weights: Literal["int8", "fp8"] | None = None
+    """Keep the transformer's layers in eight bits: half the memory; fp8 needs a GPU and torchao."""
 
     def load(self) -> "Rhea":
         """Load the model."""
@@ -52,6 +54,7 @@ class ModelOptions:
             dtype=self.dtype,
             vision_tokenizer=self.vision_tokenizer,
             tile=self.tile,
+            weights=self.weights,
         )
 
 
@@ -94,6 +97,7 @@ def generate(
     num_frames: Annotated[int | None, arg(metavar="N")] = None,
     fps: Annotated[float | None, arg(metavar="RATE")] = None,
     negative_prompt: Annotated[str | None, arg(metavar="TEXT")] = None,
+    preview: bool = False,
     stats: bool = False,
     sampling: GuidanceOptions = GuidanceOptions(),
     model: ModelOptions = ModelOptions(),
@@ -106,6 +110,8 @@ def generate(
 
     $ rhea generate --batch prompts.txt --samples 2 --output drawn/picture.png
 
+    $ rhea generate "a yellow star" --preview --output growing.png
+
     Args:
         prompt: What is to be seen.
         output: A picture (.png .jpg .webp) or, by the extension, a film (.mp4 .gif). Several are numbered.
@@ -116,6 +122,9 @@ def generate(
         num_frames: Length of a film.
         fps: Frames per second of a film.
         negative_prompt: What is not to be seen.
+        preview: Write the output again and again while it is drawn, to be watched in a viewer: a picture as its rows
+            are finished, the rest grey, a film as far as it goes. For one picture or film at a time; what is
+            interrupted stays as far as it came.
         stats: Tell what the engine did: forwards, tokens per forward, guesses that held, prompt tokens shared.
     """
     prompts = _prompts(prompt, batch)
@@ -124,6 +133,8 @@ def generate(
         raise InputError("--sheet lays pictures side by side; films are numbered instead")
     if not video and (num_frames is not None or fps is not None):
         raise InputError(f"--num-frames and --fps are for films; {output} has the extension of a picture")
+    if preview and (sheet or samples * len(prompts) != 1):
+        raise InputError("--preview shows one picture or film growing: give one PROMPT, without --samples and --sheet")
     loaded = model.load()
     with _progress("drawing") as progress:
         made = loaded.generate(
@@ -135,6 +146,7 @@ def generate(
             samples=samples,
             negative_prompt=negative_prompt,
             progress=progress,
+            preview=(lambda _, seen: None if seen.final else seen.save(output)) if preview else None,
             **sampling.settings(),
         )
     if sheet:

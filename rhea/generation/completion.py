@@ -5,7 +5,7 @@ encoded, it is written by the grammar, continued under the constraint that belon
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from rhea.documents.document import Document, Image, ImageSize, Text, Video, Vid
 from rhea.documents.grammar import Grammar
 from rhea.errors import InputError
 from rhea.generation.engine import Engine, EngineConfig, Statistics
+from rhea.generation.preview import Follower, Preview
 from rhea.generation.request import Progress, Request
 from rhea.generation.sampling import SamplingConfig
 from rhea.generation.tuning import WindowTuner
@@ -48,6 +49,8 @@ class Completion:
     text: str = ""
     codes: np.ndarray | None = None
     """Of the picture [h, w] or film [t, h, w], the film's given latent frames included."""
+    pixels: np.ndarray | None = None
+    """What the last preview showed, if there were previews: codes decoded already."""
 
 
 class Completer:
@@ -65,22 +68,61 @@ class Completer:
         *,
         max_requests: int = 64,
         progress: Callable[[Progress], None] | None = None,
+        preview: Callable[[int, Preview], None] | None = None,
+        every_rows: int | None = None,
     ) -> list[Completion]:
         """Complete each prompt, at most ``max_requests`` at a time.
 
         The draws depend on each prompt's seed and sample index only. What does not fit the context: InputError.
+        ``preview`` is told the number of a prompt and what can be seen of its picture or film, each time that
+        ``every_rows`` further rows or another latent frame are written (see ``Follower``); the writing waits for it.
         """
+        requests = self.requests(prompts)
+        followers, pixels = dict[int, Follower](), dict[int, np.ndarray]()
+        if preview is not None:
+            pairs = enumerate(zip(prompts, requests, strict=True))
+            followers = {i: self.follower(*pair, every_rows) for i, pair in pairs if pair[0].next is not None}
+
+        def watch(number: int, token_ids: list[int]) -> None:
+            follower = followers.get(number)
+            seen = follower.follow(token_ids[follower.taken :]) if follower is not None else None
+            if seen is not None:
+                assert preview is not None
+                if seen.final:
+                    pixels[number] = seen.pixels
+                preview(number, seen)
+
+        written = self._engine(requests, max_requests).run(requests, progress, watch if followers else None)
+        return [
+            replace(self.completion(prompt, request, token_ids), pixels=pixels.get(number))
+            for number, (prompt, request, token_ids) in enumerate(zip(prompts, requests, written, strict=True))
+        ]
+
+    def requests(self, prompts: Sequence[Prompt]) -> list[Request]:
+        """Write each prompt as the engine takes it; pixels of all prompts are encoded together."""
         documents = self._encoded([prompt.document for prompt in prompts])
         negatives = iter(self._encoded([prompt.negative for prompt in prompts if prompt.negative is not None]))
-        requests = [
+        return [
             self._request(prompt, document, next(negatives) if prompt.negative is not None else None)
             for prompt, document in zip(prompts, documents, strict=True)
         ]
-        written = self._engine(requests, max_requests).run(requests, progress)
-        return [
-            self._completion(prompt, request, token_ids)
-            for prompt, request, token_ids in zip(prompts, requests, written, strict=True)
-        ]
+
+    def follower(self, prompt: Prompt, request: Request, every_rows: int | None = None) -> Follower:
+        """Return what tells, from the tokens of a prompt's request, what can be seen of its picture or film."""
+        if prompt.next is None:
+            raise InputError("the prompt asks for text: only pictures and films have previews")
+        if self.codec is None:
+            raise InputError("this checkpoint has no vision tokenizer to show previews with: load one beside it")
+        return Follower(request, prompt.next, self.codec, every_rows)
+
+    def completion(self, prompt: Prompt, request: Request, token_ids: list[int]) -> Completion:
+        """Read what was written after a prompt's request."""
+        if prompt.next is None:
+            text_ids = [token_id for token_id in token_ids if token_id in self.grammar.vocabulary.text]
+            return Completion(token_ids=token_ids, text=self.grammar.text_tokenizer.decode(text_ids).strip())
+        last = self.grammar.parse([*request.prompt, *token_ids]).segments[-1]
+        assert isinstance(last, Image | Video), last
+        return Completion(token_ids=token_ids, codes=last.codes)
 
     def _engine(self, requests: Sequence[Request], max_requests: int) -> Engine:
         """Return an engine that reserves what these requests need, and knows the best window so far."""
@@ -120,11 +162,3 @@ class Completer:
             seed=prompt.seed,
             sample_index=prompt.sample_index,
         )
-
-    def _completion(self, prompt: Prompt, request: Request, token_ids: list[int]) -> Completion:
-        if prompt.next is None:
-            text_ids = [token_id for token_id in token_ids if token_id in self.grammar.vocabulary.text]
-            return Completion(token_ids=token_ids, text=self.grammar.text_tokenizer.decode(text_ids).strip())
-        last = self.grammar.parse([*request.prompt, *token_ids]).segments[-1]
-        assert isinstance(last, Image | Video), last
-        return Completion(token_ids=token_ids, codes=last.codes)

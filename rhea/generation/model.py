@@ -19,6 +19,7 @@ from rhea.errors import InputError
 from rhea.generation.arguments import checked
 from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.defaults import check_fps, defaults_of, pixel_size
+from rhea.generation.preview import Preview
 from rhea.generation.request import Progress
 from rhea.generation.results import Film, Picture, Visual, read_film, read_picture, read_visual
 from rhea.generation.sampling import SamplingConfig
@@ -26,6 +27,8 @@ from rhea.tokenizers.vision import VisionCodec
 
 Size = str | Sequence[int] | None
 Report = Callable[[Progress], None] | None
+Watch = Callable[[int, Preview], None] | None
+"""Is told which of the results a preview belongs to."""
 
 
 class Rhea:
@@ -75,12 +78,16 @@ class Rhea:
         negative_prompt: str | None = None,
         seed: int = 0,
         progress: Report = None,
+        preview: Watch = None,
+        every_rows: int | None = None,
     ) -> list[Picture] | list[Film]:
         """Make pictures (or films with ``video``) from text: ``samples`` of each prompt, in order.
 
         ``size``: "WIDTHxHEIGHT" or (height, width) in pixels, or a ratio "16:9". The same seed gives the same pictures,
-        whatever else is in the batch. Raises InputError for an empty prompt, a size that is no multiple of the
-        tokenizer's factor, or what does not fit the context.
+        whatever else is in the batch. ``preview(number, seen)`` is called while result ``number`` is written, with each
+        ``every_rows`` rows of codes of a picture (by default an eighth of it) and each latent frame of a film; the last
+        one shows the result. Raises InputError for an empty prompt, a size that is no multiple of the tokenizer's
+        factor, or what does not fit the context.
         """
         if not video and (num_frames is not None or fps is not None):
             raise InputError("num_frames and fps are for films: a picture has neither (video=True makes a film)")
@@ -102,7 +109,7 @@ class Rhea:
         )
         wanted = [(text, index) for text in texts for index in range(samples)]
         prompts = [replace(template, document=form(text + suffix), sample_index=index) for text, index in wanted]
-        completions = self.completer.complete(prompts, progress=progress)
+        completions = self.completer.complete(prompts, progress=progress, preview=preview, every_rows=every_rows)
         made: list[Any] = self._films(completions, target) if video else self._pictures(completions)
         return [
             replace(each, prompt=text, seed=seed, sample_index=index)
@@ -151,11 +158,13 @@ class Rhea:
         top_p: float | None = None,
         seed: int = 0,
         progress: Report = None,
+        preview: Watch = None,
     ) -> Film:
         """Continue a film by ``num_frames`` frames; return it whole, at the model's frame size.
 
         The model looks back on the last ``defaults.given_frames`` frames and writes windows of ``defaults.num_frames``;
-        a longer continuation is made window by window, each looking back on the one before.
+        a longer continuation is made window by window, each looking back on the one before. ``preview`` is called with
+        the film so far (as result 0) for each further latent frame.
         """
         codec = self._needed_codec()
         source = read_film(film, self.defaults.fps, codec.policy)
@@ -175,6 +184,16 @@ class Rhea:
             sampling=self._sampling(scale, chosen, top_k, top_p),
             seed=seed,
         )
+        old = frames = np.stack([codec.policy.resize(frame) for frame in source.frames])
+        height, length = codes.shape[1], len(old) + wanted
+        rows = -(-wanted // clip) * height
+
+        def show(_: int, seen: Preview) -> None:
+            done = (len(codes) - 2 * given) * height + seen.rows_done
+            if preview is not None and done <= rows:
+                pixels = np.concatenate([frames, seen.pixels[given * clip :]])[:length]
+                preview(0, replace(seen, pixels=pixels, rows_done=done, rows=rows))
+
         while (len(codes) - given) * clip < wanted:
             last = Video(codes=codes[-given:], fps=source.fps)
             prompt = replace(
@@ -183,12 +202,11 @@ class Rhea:
                 negative=formats.video_prediction(last, given, self.defaults.negative_prompt) if scale != 1 else None,
                 sample_index=len(codes),
             )
-            completion = self.completer.complete([prompt], progress=progress)[0]
-            codes = np.concatenate([codes, _codes(completion)[given:]])
+            completion = self.completer.complete([prompt], progress=progress, preview=show if preview else None)[0]
+            new = _codes(completion)[given:]
+            codes, frames = np.concatenate([codes, new]), np.concatenate([frames, codec.decode_film(new)])
             token_ids += completion.token_ids
-        old = np.stack([codec.policy.resize(frame) for frame in source.frames])
-        frames = np.concatenate([old, codec.decode_film(codes[given:])[:wanted]])
-        return Film(frames=frames, fps=source.fps, codes=codes, token_ids=token_ids, prompt=caption, seed=seed)
+        return Film(frames=frames[:length], fps=source.fps, codes=codes, token_ids=token_ids, prompt=caption, seed=seed)
 
     @checked
     def edit(
@@ -204,8 +222,13 @@ class Rhea:
         negative_prompt: str | None = None,
         seed: int = 0,
         progress: Report = None,
+        preview: Watch = None,
+        every_rows: int | None = None,
     ) -> Picture:
-        """Make a picture from one or several pictures and an instruction; of the first one's size unless given."""
+        """Make a picture from one or several pictures and an instruction; of the first one's size unless given.
+
+        ``preview`` and ``every_rows``: see ``generate``.
+        """
         if not instruction.strip():
             raise InputError("the instruction is empty: say what is to be changed")
         if isinstance(source, Sequence) and not isinstance(source, str) and not source:
@@ -224,7 +247,7 @@ class Rhea:
             sampling=self._sampling(scale, chosen, top_k, top_p),
             seed=seed,
         )
-        completions = self.completer.complete([prompt], progress=progress)
+        completions = self.completer.complete([prompt], progress=progress, preview=preview, every_rows=every_rows)
         return replace(self._pictures(completions)[0], prompt=instruction, seed=seed)
 
     def reconstruct(self, source: Visual) -> Picture | Film:
@@ -279,17 +302,24 @@ class Rhea:
 
     def _pictures(self, completions: Sequence[Completion]) -> list[Picture]:
         grids = [_codes(completion) for completion in completions]
-        decoded = self._needed_codec().decode_pictures(grids)
+        missing = [codes for codes, each in zip(grids, completions, strict=True) if each.pixels is None]
+        decoded = iter(self._needed_codec().decode_pictures(missing))
         return [
-            Picture(pixels=pixels, codes=codes, token_ids=completion.token_ids)
-            for pixels, codes, completion in zip(decoded, grids, completions, strict=True)
+            Picture(
+                pixels=next(decoded) if completion.pixels is None else completion.pixels,
+                codes=codes,
+                token_ids=completion.token_ids,
+            )
+            for codes, completion in zip(grids, completions, strict=True)
         ]
 
     def _films(self, completions: Sequence[Completion], size: ImageSize | VideoSize) -> list[Film]:
         assert isinstance(size, VideoSize)
         return [
             Film(
-                frames=self._needed_codec().decode_film(_codes(completion), size.num_frames),
+                frames=self._needed_codec().decode_film(_codes(completion), size.num_frames)
+                if completion.pixels is None
+                else completion.pixels,
                 fps=size.fps,
                 codes=_codes(completion),
                 token_ids=completion.token_ids,

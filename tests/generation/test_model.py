@@ -269,7 +269,7 @@ def test_a_released_emu3_is_prompted_as_in_its_demo(monkeypatch: pytest.MonkeyPa
     )
     asked: list[Request] = []
 
-    def listen(_: Any, requests: list[Request], __: Any) -> list[list[int]]:
+    def listen(_: Any, requests: list[Request], *__: Any) -> list[list[int]]:
         asked.extend(requests)
         raise InputError("heard enough")
 
