@@ -3,29 +3,34 @@
 A step is one forward over a flat batch: pieces of prompts, single tokens of texts and windows of guesses in grids, for
 whoever is due. Both branches of guidance are two slots of the cache that are fed the same new tokens. A prompt whose
 beginning some slot holds, or has left behind, is not computed again. The plain loop in ``plain.py`` is the reference:
-the engine gives each request, in float32, the tokens that the plain loop gives it alone.
+the engine gives each request, in float32, the tokens that the plain loop gives it alone (or, if asked for maximal
+coupling, tokens of the same law).
 
-Shapes: N tokens of the flat batch, M draws, D channels, V legal tokens.
+Shapes: N tokens of the flat batch, D channels.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rhea.errors import BusyError, InputError
+from rhea.generation.coupling import Guess
+from rhea.generation.drawing import Drawing, draw_windows
 from rhea.generation.request import Progress, Request, check_fits
-from rhea.generation.sampling import SamplingConfig, draw, guided_logits
 from rhea.generation.sequence import Sequence, Window
+from rhea.generation.statistics import Statistics
 from rhea.generation.tuning import WindowTuner
 from rhea.models.slot_cache import SlotCache
 from rhea.models.transformer import Transformer
 
 _WORTH_COPYING = 8
 """Tokens of a shared beginning below which computing them is as quick as looking for them."""
+_NOT_FINITE = "the model computes values that are not finite: its weights are damaged, or overflow"
 _ALWAYS_FED = 64
 """Tokens that a request may always be fed in a step, whatever prompts are computed beside it: more than the grammar
 ever forces in a row."""
@@ -43,31 +48,11 @@ class EngineConfig:
     """Prompt tokens computed beside the running requests in one step."""
     window: int | None = None
     """Tokens of a grid drawn at a time, 1 for one after the other; None finds the fastest. The result is the same."""
+    parallel: Literal["gumbel", "coupling"] = "gumbel"
+    """How guesses are judged: by noise that depends on the place alone, so that windows never change a token, or by
+    maximal coupling, which keeps more of them and changes the tokens, but not their law, with every window."""
     max_waiting: int = 256
     """Requests that may wait; one more is refused."""
-
-
-@dataclass(kw_only=True)
-class Statistics:
-    """What the engine has done so far."""
-
-    forwards: int = 0
-    tokens_fed: int = 0
-    tokens_written: int = 0
-    """New tokens of all requests, forced ones included."""
-    tokens_guessed: int = 0
-    """Tokens fed on trial, with the forced ones between them."""
-    guesses_right: int = 0
-    prefix_tokens_reused: int = 0
-
-    def summary(self) -> str:
-        """Return one line for people."""
-        held = f", {self.guesses_right} of {self.tokens_guessed} guesses held" if self.tokens_guessed else ""
-        return (
-            f"{self.tokens_written} tokens in {self.forwards} forwards "
-            f"({self.tokens_written / max(self.forwards, 1):.1f} per forward){held}, "
-            f"{self.prefix_tokens_reused} prompt tokens shared"
-        )
 
 
 @dataclass(eq=False)
@@ -89,6 +74,18 @@ class Ticket:
     def done(self) -> bool:
         """Whether nothing more will come: finished, failed or cancelled."""
         return self.sequence.finished or self.error is not None or self.cancelled
+
+
+@dataclass(kw_only=True)
+class _Plan:
+    """What one forward is for."""
+
+    feeds: dict[int, list[int]] = field(default_factory=dict)
+    """The tokens to feed each slot, slots ascending."""
+    windows: dict[Ticket, Window] = field(default_factory=dict)
+    """The windows of the requests whose next tokens can be drawn then."""
+    prompt_tokens: int = 0
+    """How many of all fed tokens belong to prompts."""
 
 
 class Engine:
@@ -186,33 +183,93 @@ class Engine:
     def step(self) -> None:
         """Admit who fits, run the model once over all that is due, and give every request that is ready its tokens."""
         self._admit()
-        if not self._running:
-            return
-        start, before = time.perf_counter(), self.statistics.tokens_written
-        feeds, windows = self._plan()
-        states_ND, starts = self._forward(feeds)
-        if not torch.isfinite(states_ND).all():
-            self._fail_damaged(windows, states_ND, feeds, starts)
-        ready = [ticket for ticket in windows if ticket.error is None]
-        self._commit(ready, windows, self._draw(ready, windows, feeds, states_ND, starts))
+        self._advance(list(self._running))
         self._release()
-        written = self.statistics.tokens_written - before
-        if sum(map(len, feeds.values())) <= _ALWAYS_FED * len(windows):  # a prompt would spoil the measurement
-            self.tuner.record(written, time.perf_counter() - start)
+
+    def _advance(self, tickets: list[Ticket]) -> None:
+        """Run the model once for some of the running requests; if that breaks, once for each of them."""
+        times, before, plan = [time.perf_counter()], self.statistics.tokens_written, self._plan(tickets)
+        if not plan.feeds:
+            return
+        try:
+            states_ND, starts = self._forward(plan.feeds)
+        except (RuntimeError, MemoryError) as error:  # most likely out of memory
+            for slot in plan.feeds:
+                del self._held[slot][self.cache.lengths[slot] :]
+            if len(tickets) == 1:
+                self._fail(tickets[0], error)
+            for ticket in tickets if len(tickets) > 1 else ():
+                self._advance([ticket])
+            return
+        times.append(time.perf_counter())
+        drawings = []
+        for ticket, window in plan.windows.items():
+            rows = [starts[slot] + len(plan.feeds[slot]) - len(window.guesses) - 1 for slot in ticket.slots]
+            drawings.append(Drawing(ticket.sequence, window, rows))
+        drawn, finite = draw_windows(self.model, drawings, states_ND, coupled=self.config.parallel == "coupling")
+        times.append(time.perf_counter())
+        for (ticket, window), draws in zip(plan.windows.items(), drawn, strict=True):
+            spans = [finite[starts[slot] : starts[slot] + len(plan.feeds[slot])] for slot in ticket.slots]
+            if all(map(all, spans)):
+                self._commit(ticket, window, draws)
+            else:
+                self._fail(ticket, InputError(_NOT_FINITE))
+        self._count(plan, times)
+        if not plan.prompt_tokens:  # a prompt would spoil the measurement
+            written = self.statistics.tokens_written - before
+            self.tuner.record(self._rows, written, time.perf_counter() - times[0])
+
+    @property
+    def _rows(self) -> int:
+        """The cache rows in use."""
+        return sum(len(ticket.slots) for ticket in self._running)
+
+    def _count(self, plan: _Plan, times: list[float]) -> None:
+        counts, fed = self.statistics, sum(map(len, plan.feeds.values()))
+        planned, forwarded, drawn = times
+        share = plan.prompt_tokens / max(fed, 1)
+        counts.prefill_seconds += share * (forwarded - planned)
+        counts.decode_seconds += (1 - share) * (forwarded - planned)
+        counts.sampling_seconds += drawn - forwarded
+        counts.most_slots = max(counts.most_slots, self._rows)
+        counts.most_cached_tokens = max(counts.most_cached_tokens, sum(self.cache.lengths))
 
     # Admission
 
     def _admit(self) -> None:
-        while self._waiting and len(self._waiting[0].sequence.prompts) <= len(self._free):
-            ticket = self._waiting.popleft()
+        while self._waiting:
+            ticket = max(self._waiting, key=_priority)  # the first of equals
+            if not self._make_room(ticket):
+                return
+            self._waiting.remove(ticket)
             for prompt in ticket.sequence.prompts:
-                # A free slot that holds the beginning of the prompt is the best one, the emptiest the next best.
-                slot = max(self._free, key=lambda s: (_common(prompt, self._held[s]), -len(self._held[s]), -s))
+                # A free slot that holds the beginning of what is known is the best one, the emptiest the next best.
+                known = prompt + ticket.tokens
+                slot = max(self._free, key=lambda s: (_common(known, self._held[s]), -len(self._held[s]), -s))
                 self._free.remove(slot)
                 ticket.slots.append(slot)
-                self._keep(slot, min(_common(prompt, self._held[slot]), len(prompt) - 1))
+                self._keep(slot, min(_common(known, self._held[slot]), len(known) - 1))
                 self.statistics.prefix_tokens_reused += len(self._held[slot])
             self._running.append(ticket)
+
+    def _make_room(self, ticket: Ticket) -> bool:
+        """Free as many slots as it needs, sending texts of lower priority back to wait; tell whether that is possible.
+
+        They go on later from where they were, with the same tokens, for noise depends on the position alone.
+        """
+        missing = len(ticket.sequence.prompts) - len(self._free)
+        texts = [other for other in self._running if other.sequence.can_wait and _priority(other) < _priority(ticket)]
+        texts.sort(key=lambda text: (_priority(text), -self._running.index(text)))  # the latest of equals first
+        texts = texts[: max(missing, 0)]  # each has one slot
+        if len(texts) < missing:
+            return False
+        for text in texts:
+            self._running.remove(text)
+            self._free += text.slots
+            text.slots = []
+            self._waiting.appendleft(text)
+        self.statistics.suspensions += len(texts)
+        return True
 
     def _keep(self, slot: int, length: int) -> None:
         self.cache.truncate(slot, length)
@@ -226,12 +283,12 @@ class Engine:
 
     # One forward
 
-    def _plan(self) -> tuple[dict[int, list[int]], dict[Ticket, Window]]:
-        """Return the tokens to feed each slot, and the windows of the requests whose next tokens can be drawn then."""
-        budget, feeds, windows = self.config.prefill_chunk, dict[int, list[int]](), dict[Ticket, Window]()
-        size = self.config.window or self.tuner.size
+    def _plan(self, tickets: list[Ticket]) -> _Plan:
+        """Share out a forward among some of the running requests."""
+        budget, plan = self.config.prefill_chunk, _Plan()
+        size = self.config.window or self.tuner.size(self._rows)
         coming: list[list[int]] = []  # what slots that read a prompt will hold after this step
-        for ticket in self._running:
+        for ticket in tickets:
             if max(len(tokens) for tokens in self._due(ticket)) > _WORTH_COPYING:
                 self._borrow(ticket)
                 if self._may_borrow(ticket, coming):
@@ -239,16 +296,19 @@ class Engine:
             due = self._due(ticket)
             behind = [len(tokens) for tokens in due]
             if sum(behind) <= max(budget, _ALWAYS_FED):
-                windows[ticket] = ticket.sequence.window(size)
-                due = [tokens + windows[ticket].guesses for tokens in due]
+                window = plan.windows[ticket] = ticket.sequence.window(size)
+                fed = [tokens + window.guesses for tokens in due]
             else:  # a last token is kept back, so that both branches come to their first draw together
                 share = max(budget // len(due), 1) if budget else 0
-                due = [tokens[: min(len(tokens) - 1, share)] for tokens in due]
-            feeds |= {slot: tokens for slot, tokens in zip(ticket.slots, due, strict=True) if tokens}
+                fed = [tokens[: min(len(tokens) - 1, share)] for tokens in due]
+            for slot, prompt, tokens in zip(ticket.slots, ticket.sequence.prompts, fed, strict=True):
+                plan.prompt_tokens += min(len(tokens), max(len(prompt) - len(self._held[slot]), 0))
+            plan.feeds |= {slot: tokens for slot, tokens in zip(ticket.slots, fed, strict=True) if tokens}
             if max(behind) > _WORTH_COPYING:
                 budget -= min(budget, sum(behind))
-                coming += [self._held[slot] + tokens for slot, tokens in zip(ticket.slots, due, strict=True)]
-        return dict(sorted(feeds.items())), windows
+                coming += [self._held[slot] + tokens for slot, tokens in zip(ticket.slots, fed, strict=True)]
+        plan.feeds = dict(sorted(plan.feeds.items()))
+        return plan
 
     def _due(self, ticket: Ticket) -> list[list[int]]:
         """Return for each slot the known tokens that its cache does not hold."""
@@ -289,65 +349,25 @@ class Engine:
         self.statistics.tokens_fed += len(flat)
         return states_1ND[0], starts
 
-    def _fail_damaged(
-        self, tickets: Iterable[Ticket], states_ND: Tensor, feeds: dict[int, list[int]], starts: dict[int, int]
-    ) -> None:
-        """Let the requests fail, and them alone, whose states are not numbers."""
-        for ticket in tickets:
-            parts = [states_ND[starts[slot] : starts[slot] + len(feeds[slot])] for slot in ticket.slots]
-            if not torch.isfinite(torch.cat(parts)).all():
-                ticket.error = InputError(
-                    "the model computes values that are not finite: its weights are damaged, or overflow"
-                )
-                for slot in ticket.slots:
-                    self.cache.wipe(slot)
-                    self._held[slot] = []
+    # What comes of it
 
-    # Draws
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        """Let a request fail and forget what its slots hold."""
+        ticket.error = error
+        for slot in ticket.slots:
+            self.cache.wipe(slot)
+            self._held[slot] = []
 
-    def _draw(
-        self,
-        tickets: list[Ticket],
-        windows: dict[Ticket, Window],
-        feeds: dict[int, list[int]],
-        states_ND: Tensor,
-        starts: dict[int, int],
-    ) -> dict[Ticket, list[int]]:
-        """Draw every place of every window, those with equal choices and settings together."""
-        groups: dict[tuple[tuple[range, ...], SamplingConfig, bool], list[tuple[Ticket, int]]] = {}
-        for ticket in tickets:
-            request = ticket.sequence.request
-            for number, place in enumerate(windows[ticket].places):
-                groups.setdefault((place.legal.ranges, request.sampling, request.guided), []).append((ticket, number))
-        drawn = {ticket: [0] * len(windows[ticket].places) for ticket in tickets}
-        for (ranges, sampling, guided), members in groups.items():
-            rows: list[list[int]] = [[], []]
-            for ticket, number in members:
-                window = windows[ticket]
-                for branch, slot in enumerate(ticket.slots):
-                    last_known = starts[slot] + len(feeds[slot]) - len(window.guesses) - 1
-                    rows[branch].append(last_known + window.places[number].ahead)
-            chosen_MD = states_ND[torch.tensor(rows[0] + rows[1], device=self.device)]
-            logits_MV = torch.cat([self.model.logits(chosen_MD, r.start, r.stop) for r in ranges], dim=-1)
-            if guided:
-                conditional, unconditional = logits_MV.chunk(2)
-                logits_MV = guided_logits(conditional, unconditional, sampling.guidance_scale)
-            token_ids_V = torch.cat([torch.arange(r.start, r.stop, device=self.device) for r in ranges])
-            keys = [ticket.sequence.noise_key(windows[ticket].places[number].index) for ticket, number in members]
-            tokens_M = draw(logits_MV, token_ids_V, torch.tensor(keys, device=self.device), sampling)
-            for (ticket, number), token in zip(members, tokens_M.tolist(), strict=True):
-                drawn[ticket][number] = token
-        return drawn
-
-    def _commit(self, tickets: list[Ticket], windows: dict[Ticket, Window], drawn: dict[Ticket, list[int]]) -> None:
-        for ticket in tickets:
-            window, before = windows[ticket], len(ticket.tokens)
-            right = ticket.sequence.commit(window, drawn[ticket])
-            for slot in ticket.slots:
-                self._keep(slot, len(self._held[slot]) - len(window.guesses) + right)
-            self.statistics.tokens_written += len(ticket.tokens) - before
-            self.statistics.tokens_guessed += len(window.guesses)
-            self.statistics.guesses_right += right
+    def _commit(self, ticket: Ticket, window: Window, drawn: list[Guess]) -> None:
+        before, in_grid, counts = len(ticket.tokens), ticket.sequence.constraint.in_grid, self.statistics
+        right = ticket.sequence.commit(window, drawn)
+        for slot in ticket.slots:
+            self._keep(slot, len(self._held[slot]) - len(window.guesses) + right)
+        counts.tokens_written += len(ticket.tokens) - before
+        counts.tokens_guessed += len(window.guesses)
+        counts.guesses_right += right
+        counts.grid_forwards += in_grid
+        counts.grids += in_grid and not ticket.sequence.constraint.in_grid
 
 
 def _common(a: list[int], b: list[int]) -> int:
@@ -356,3 +376,7 @@ def _common(a: list[int], b: list[int]) -> int:
     if a[:length] == b[:length]:
         return length
     return next(i for i in range(length) if a[i] != b[i])
+
+
+def _priority(ticket: Ticket) -> int:
+    return ticket.sequence.request.priority

@@ -22,6 +22,8 @@ class Request:
     seed: int = 0
     sample_index: int = 0
     """Tells apart the samples of one prompt and seed."""
+    priority: int = 0
+    """Who is admitted first; a running text gives its place to a request of higher priority and goes on later."""
 
     @property
     def guided(self) -> bool:

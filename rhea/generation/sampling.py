@@ -78,18 +78,31 @@ def noise_key(seed: int, sample_index: int, position: int) -> int:
     return key - (1 << 64) if key >> 63 else key
 
 
-def gumbel_noise(keys_B: Tensor, token_ids: Tensor) -> Tensor:
-    """Return standard Gumbel noise, float32 [B, K], a pure function of each row's key and each token id.
+def uniform_noise(keys_B: Tensor, token_ids: Tensor) -> Tensor:
+    """Return uniform noise in (0, 1), float32 [B, K], a pure function of each row's key and each token id.
 
-    keys_B: int64 [B] of ``noise_key``; token_ids: int64 [K] or [B, K]. The same bits on every device.
+    keys_B: int64 [B] of ``noise_key``; token_ids: int64 [K] or [B, K], from -1. The same bits on every device.
     """
     z = keys_B[:, None] + (token_ids + 1) * _GOLDEN
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX_1
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX_2
     bits = ((z ^ ((z >> 31) & 0x1FFFFFFFF)) >> 32) & 0xFFFFFFFF
-    # Uniform in (0, 1), finest near 0: that is where the largest noise comes from.
-    uniform = (bits.float() + 0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
-    return uniform.neg_().log1p_().neg_().log_().neg_()
+    # Finest near 0: that is where the largest Gumbel noise comes from.
+    return (bits.float() + 0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
+
+
+def gumbel_noise(keys_B: Tensor, token_ids: Tensor) -> Tensor:
+    """Return standard Gumbel noise, float32 [B, K]; see ``uniform_noise``."""
+    return uniform_noise(keys_B, token_ids).neg_().log1p_().neg_().log_().neg_()
+
+
+def final_probabilities(logits_BV: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Return the law that ``draw`` draws from at a temperature above 0, [B, V]."""
+    values_BK, columns_BK = top_candidates(logits_BV / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    chances_BK = values_BK.softmax(dim=-1)
+    if columns_BK is None:
+        return chances_BK
+    return torch.zeros_like(logits_BV).scatter_(-1, columns_BK, chances_BK)
 
 
 def draw(logits_BV: Tensor, token_ids_V: Tensor, keys_B: Tensor, sampling: SamplingConfig) -> Tensor:

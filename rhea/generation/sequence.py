@@ -4,12 +4,14 @@ Exact parallel decoding (Jacobi iteration with fixed noise; compare arXiv:2410.0
 a position is a pure function of the tokens before it, for its noise depends on seed and position alone. So several
 positions are drawn at once behind guessed tokens, and a draw is kept as long as all guesses before it were what would
 have been drawn anyway. The result is, token for token, that of drawing one after the other; draws behind a wrong guess
-become the next guesses.
+become the next guesses. With maximal coupling (``coupling.py``) noise is fresh in every step, and only the law of the
+result is the same.
 """
 
 from dataclasses import dataclass, field
 
 from rhea.documents.constraint import Legal
+from rhea.generation.coupling import Guess
 from rhea.generation.request import Request
 from rhea.generation.sampling import noise_key
 
@@ -23,6 +25,8 @@ class Place:
     index: int
     """Which new token of its request it is."""
     legal: Legal
+    guess: Guess | None = None
+    """What is guessed to be drawn here."""
 
 
 @dataclass(kw_only=True)
@@ -73,7 +77,9 @@ class Sequence(Written):
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
-        self._guesses: dict[int, int] = {}
+        self.steps = 0
+        """Windows committed so far."""
+        self._guesses: dict[int, Guess] = {}
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -81,47 +87,56 @@ class Sequence(Written):
         second = [list(self.request.negative_prompt or ())] if self.request.guided else []
         return [list(self.request.prompt), *second]
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether it may be sent back to the queue: a text, outside of grids."""
+        return not self.request.guided and not self.constraint.in_grid
+
     def window(self, size: int) -> Window:
         """Return up to ``size`` places to draw; more than one only inside a grid, where guesses are worth a try."""
-        window = Window(places=[Place(ahead=0, index=len(self.tokens), legal=self.legal)])
-        ahead, legal = self.constraint.copy(), self.legal
-        fed = window.guesses
-        while len(window.places) < size and ahead.in_grid:
-            fed.append(self._guess(fed, ahead.position, ahead.size))
+        window, ahead, legal = Window(), self.constraint.copy(), self.legal
+        fed, places = window.guesses, window.places
+        while True:
+            index = len(self.tokens) + len(fed)
+            if places and (not ahead.in_grid or index >= self.request.max_new_tokens):
+                break
+            guess = self._guesses.get(index)
+            if guess is None and ahead.in_grid:
+                guess = Guess(self._neighbour(fed, ahead.position, ahead.size))
+            places.append(Place(ahead=len(fed), index=index, legal=legal, guess=guess))
+            if guess is None or len(places) == size:
+                break
+            fed.append(guess.token)
             ahead.advance(fed[-1])
             legal = ahead.legal()
             while legal.forced is not None and not ahead.done:
                 fed.append(legal.forced)
                 ahead.advance(legal.forced)
                 legal = ahead.legal()
-            index = len(self.tokens) + len(fed)
-            if not ahead.in_grid or index >= self.request.max_new_tokens:
-                break
-            window.places.append(Place(ahead=len(fed), index=index, legal=legal))
-        del fed[window.places[-1].ahead :]  # what follows the last place would be fed for nothing
+        del fed[places[-1].ahead :]  # what follows the last place would be fed for nothing
         return window
 
-    def commit(self, window: Window, drawn: list[int]) -> int:
+    def commit(self, window: Window, drawn: list[Guess]) -> int:
         """Add the draws that hold, at least the first; return how many of the window's guesses were right."""
-        self._guesses = {place.index: token for place, token in zip(window.places, drawn, strict=True)}
-        for place, token in zip(window.places, drawn, strict=True):
+        self.steps += 1
+        self._guesses = {place.index: draw for place, draw in zip(window.places, drawn, strict=True)}
+        for place, draw in zip(window.places, drawn, strict=True):
             right = place.ahead
-            self.append(token)
-            if self.finished or right == len(window.guesses) or window.guesses[right] != token:
+            self.append(draw.token)
+            if self.finished or right == len(window.guesses) or window.guesses[right] != draw.token:
                 break
         return right
 
-    def _guess(self, fed: list[int], position: tuple[int, int, int] | None, size: tuple[int, int, int] | None) -> int:
-        """Guess the next token: the last draw at this place, or else a neighbour's code.
+    def _neighbour(
+        self, fed: list[int], position: tuple[int, int, int] | None, size: tuple[int, int, int] | None
+    ) -> int:
+        """Guess the next token to be a neighbour's code.
 
         In films the neighbour is the same place of the latent frame before, in pictures the place above, in the first
         row the one to the left.
         """
         assert position is not None
         assert size is not None
-        index = len(self.tokens) + len(fed)
-        if index in self._guesses:
-            return self._guesses[index]
         (frame, row, column), (_, height, width) = position, size
         back = height * (width + 1) + 1 if frame else width + 1 if row else 1 if column else 0
         if not back:

@@ -1,5 +1,7 @@
 """The engine against the plain loop: whatever arrives when, in whatever windows, every request gets its own tokens."""
 
+import contextlib
+import random
 from dataclasses import replace
 
 import pytest
@@ -37,7 +39,7 @@ def test_every_window_gives_the_plain_loops_tokens(alone: list[list[int]], windo
         assert Engine(MODEL, EngineConfig(window=window, slots=2)).run([request]) == [tokens]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_schedule_gives_the_plain_loops_tokens(alone: list[list[int]], data: st.DataObject) -> None:
     config = EngineConfig(
@@ -147,6 +149,78 @@ def test_a_request_that_breaks_fails_alone() -> None:
     assert [ticket.tokens for ticket in tickets[1:]] == continue_prompts(model, good)
     with pytest.raises(InputError, match="not finite"):
         engine.run([good[0], bad])
+
+
+def test_a_request_that_runs_out_of_memory_fails_alone(alone: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, hidden = Engine(MODEL, EngineConfig(window=3)), MODEL.hidden
+    long = answer("How many circle " * 8)
+
+    def limited(token_ids: torch.Tensor, **more: object) -> torch.Tensor:
+        if long.prompt[-20] in token_ids[0] and token_ids.shape[1] > 60:
+            raise torch.OutOfMemoryError("not enough memory")
+        return hidden(token_ids, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MODEL, "hidden", limited)
+    tickets = [engine.submit(request) for request in [*requests()[:3], long, *requests()[3:]]]
+    while not engine.idle:
+        engine.step()
+    assert isinstance(tickets.pop(3).error, torch.OutOfMemoryError)
+    assert [ticket.tokens for ticket in tickets] == alone
+
+
+def test_a_text_gives_its_place_to_a_higher_priority_and_goes_on_later(alone: list[list[int]]) -> None:
+    names = list(MIXED)
+    texts = [name for name in names if "answer" in name]
+    engine = Engine(MODEL, EngineConfig(slots=3, window=2))
+    tickets = {name: engine.submit(MIXED[name]) for name in texts}
+    for _ in range(3):
+        engine.step()
+    assert all(ticket.tokens and not ticket.done for ticket in tickets.values())
+    for name, priority in (("picture", 1), ("no guidance", 0), ("film", 2)):
+        tickets[name] = engine.submit(replace(MIXED[name], priority=priority))
+    engine.step()
+    assert len(tickets["film"].slots) == 2
+    assert [bool(tickets[name].slots) for name in texts] == [True, False, False], "the latest texts give way"
+    assert not tickets["picture"].slots, "a film is not interrupted, and one text more would not do"
+    while not engine.idle:
+        engine.step()
+    assert engine.statistics.suspensions == 2
+    assert {name: ticket.tokens for name, ticket in tickets.items()} == {n: alone[names.index(n)] for n in tickets}
+
+
+def test_a_thousand_requests_with_cancellations_leave_the_pool_whole() -> None:
+    rng = random.Random(4)
+    engine, tickets = Engine(MODEL, EngineConfig(slots=11, max_waiting=20)), list[Ticket]()
+    while len(tickets) < 1000 or not engine.idle:
+        for _ in range(rng.randrange(12) if len(tickets) < 1000 else 0):
+            request = replace(rng.choice(requests()), sample_index=len(tickets), priority=rng.randrange(3))
+            with contextlib.suppress(BusyError):
+                tickets.append(engine.submit(replace(request, max_new_tokens=min(request.max_new_tokens, 5))))
+        for ticket in tickets[-20:]:
+            if rng.random() < 0.05:
+                engine.cancel(ticket)
+        engine.step()
+    assert sum(ticket.cancelled for ticket in tickets) > 200
+    assert sum(ticket.sequence.finished for ticket in tickets) > 200
+    assert all(ticket.done and not ticket.slots for ticket in tickets)
+    assert engine.run(requests()) == [continue_prompts(MODEL, [request])[0] for request in requests()]
+    assert sorted(engine._free) == list(range(11))
+
+
+def test_what_was_done_is_counted(alone: list[list[int]]) -> None:
+    engine = Engine(MODEL, EngineConfig(window=4))
+    assert engine.run(requests()) == alone
+    counts = engine.statistics
+    assert counts.tokens_written == sum(map(len, alone))
+    assert counts.grids == sum(request.constraint.in_grid for request in requests())
+    assert counts.grid_forwards >= counts.forwards / 2
+    assert counts.prefill_seconds > 0
+    assert counts.decode_seconds > 0
+    assert counts.sampling_seconds > 0
+    assert counts.most_slots == 16
+    longest = [len(request.prompt) + len(request.negative_prompt or ()) for request in requests()]
+    assert 0 < counts.most_cached_tokens < sum(longest) + 2 * sum(map(len, alone))
+    assert f"{counts.tokens_written} tokens in {counts.forwards} forwards" in counts.summary()
 
 
 def test_free_documents_mix_text_and_pictures() -> None:

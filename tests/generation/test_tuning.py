@@ -5,12 +5,15 @@ import pytest
 from rhea.generation.tuning import WindowTuner
 
 
-def work(tuner: WindowTuner, steps: int, per_forward: float, per_token: float, accepted: float) -> list[int]:
+def work(
+    tuner: WindowTuner, steps: int, per_forward: float, per_token: float, accepted: float, rows: int = 2
+) -> list[int]:
     """Let a machine with these costs work; return the sizes it used."""
     sizes = []
     for _ in range(steps):
-        sizes.append(tuner.size)
-        tuner.record(int(1000 * (1 - accepted**tuner.size) / (1 - accepted)), per_forward + per_token * tuner.size)
+        size = tuner.size(rows)
+        sizes.append(size)
+        tuner.record(rows, int(1000 * (1 - accepted**size) / (1 - accepted)), per_forward + per_token * size)
     return sizes
 
 
@@ -29,5 +32,13 @@ def test_it_finds_a_window_within_five_percent_of_the_fastest(
 def test_it_follows_a_change() -> None:
     tuner = WindowTuner()
     work(tuner, 300, 1.0, 0.0, 0.99)
-    assert tuner.size == 64
+    assert tuner.size(2) == 64
     assert work(tuner, 4000, 0.0, 1.0, 0.5)[-100:].count(1) >= 80
+
+
+def test_every_load_has_a_window_of_its_own() -> None:
+    tuner = WindowTuner()
+    assert [tuner.size(rows) for rows in (1, 2, 4, 16, 64)] == [16, 8, 4, 1, 1]
+    work(tuner, 300, 1.0, 0.0, 0.99)
+    work(tuner, 300, 0.0, 1.0, 0.5, rows=16)
+    assert (tuner.size(2), tuner.size(16)) == (64, 1)
