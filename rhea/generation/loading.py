@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to a ``Rhea`` that is ready to be asked: device, precision, packing."""
+"""From the name of a checkpoint to a ``Rhea`` that is ready to be asked: device, precision, quantization, packing."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from rhea.checkpoints.load import load_checkpoint
 from rhea.errors import InputError
 from rhea.generation.model import Rhea
 from rhea.models.device import choose_device
+from rhea.models.quantized import WeightFormat, quantize
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
 _SMALL = 1_000_000_000
@@ -21,6 +22,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     vision_tokenizer: str | Path | None = None,
     tile: int | None = None,
+    weights: WeightFormat | None = None,
 ) -> Rhea:
     """Load the default model, or a checkpoint folder or hub id in any layout.
 
@@ -28,6 +30,7 @@ def load_model(
     "float32" or "bfloat16"; by default float32 for small models on a CPU and what is stored otherwise. The vision
     tokenizer always runs in float32. ``vision_tokenizer``: a second folder or id, for releases that keep it apart.
     ``tile``: pictures of more codes along a side are coded in tiles of that side, approximately, in less memory.
+    ``weights``: "int8" or "fp8" (GPU, torchao) keeps the matrices of the decoder layers in eight bits.
     """
     where = choose_device(device)
     if path is None and not DEFAULT_MODEL.is_dir():
@@ -39,9 +42,16 @@ def load_model(
         other = load_checkpoint(vision_tokenizer, vision_dtype=torch.float32, device=where, parts=("vision_tokenizer",))
         checkpoint = checkpoint.with_vision_tokenizer(other)
     transformer = checkpoint.transformer
-    if transformer is not None and where.type == "cpu" and sum(p.numel() for p in transformer.parameters()) < _SMALL:
-        if dtype is None:
-            transformer.float()
+    if transformer is None:
+        if weights is not None:
+            raise InputError(f"weights={weights!r}: this checkpoint has no transformer to quantize")
+        return Rhea(checkpoint, tile)
+    small = where.type == "cpu" and sum(p.numel() for p in transformer.parameters()) < _SMALL
+    if small and dtype is None:
+        transformer.float()
+    if weights is not None:
+        quantize(transformer, weights)
+    if small:
         transformer.pack()
     return Rhea(checkpoint, tile)
 

@@ -12,7 +12,7 @@ from rhea.models.attend import attend
 from rhea.models.cache import Cache
 from rhea.models.config import TransformerConfig
 from rhea.models.layers import RMSNorm, Rotary, rotate
-from rhea.models.packed import PackedLinear, can_pack
+from rhea.models.packed import PackedLinear, Product, can_pack
 from rhea.models.visibility import Visibility
 
 
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-        self.packed: tuple[PackedLinear, PackedLinear] | None = None
+        self.packed: tuple[Product, Product] | None = None
 
     def pack(self) -> None:
         """Fuse the three input projections, and prepack all, for inference."""
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         output = self.o_proj if packed is None else packed[1]
         return output(attended.flatten(2))
 
-    def _project(self, x_BTD: Tensor, packed: tuple[PackedLinear, PackedLinear] | None) -> tuple[Tensor, ...]:
+    def _project(self, x_BTD: Tensor, packed: tuple[Product, Product] | None) -> tuple[Tensor, ...]:
         """Return queries [B, T, H, K], keys and values [B, T, G, K]."""
         if packed is None:
             projections = (self.q_proj, self.k_proj, self.v_proj)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rhea.models.packed import PackedLinear, can_pack
+from rhea.models.packed import PackedLinear, Product, can_pack
 from rhea.models.remake import remade
 
 
@@ -117,7 +117,7 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(dim, ffn_dim, bias=False)
         self.up_proj = nn.Linear(dim, ffn_dim, bias=False)
         self.down_proj = nn.Linear(ffn_dim, dim, bias=False)
-        self.packed: tuple[PackedLinear, PackedLinear] | None = None
+        self.packed: tuple[Product, Product] | None = None
 
     def pack(self) -> None:
         """Fuse gate and up, and prepack all, for inference."""

@@ -6,12 +6,14 @@ rows are slower than the one for four, so fewer rows are padded to four. The pac
 weights, and is remade by itself when they change. Where packing is unknown (CUDA, other dtypes) nothing changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Product = Callable[[Tensor], Tensor]
+"""What replaces linear layers in a forward without gradients: packed here, or quantized."""
 _FEWEST_ROWS = 4
 
 

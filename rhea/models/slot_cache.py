@@ -5,12 +5,17 @@ elsewhere), laid end to end: nothing is padded and nothing moves. A slot's lengt
 it is overwritten, so drafts are rejected, and requests leave, by setting a number. Slots that are neighbours and due
 the same number of tokens are attended in one kernel call, on a view of the block.
 
+A cache may keep fewer bits than the model has: int8 with one scale per token and key-value head, or fp8 (e4m3). Then
+every key is read as it was stored, also in the forward that stores it, so that neither the size of a prompt's pieces
+nor a window of drafts changes what a token sees; and only what a run attends to is widened.
+
 Shapes: N tokens of the flat batch, S slots of a run, C tokens per slot of a run, L keys, H heads, G key-value heads,
 K channels of one head.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +23,10 @@ from torch import Tensor
 from rhea.errors import InputError
 from rhea.models.attend import attend, attend_cached
 from rhea.models.config import TransformerConfig
+from rhea.models.rounding import to_fp8, to_int8
 from rhea.models.visibility import Visibility
+
+CacheStorage = Literal["model", "int8", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +53,17 @@ class SlotCache:
         max_len: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        storage: CacheStorage = "model",
     ) -> None:
-        """Reserve ``slots`` times ``max_len`` tokens."""
+        """Reserve ``slots`` times ``max_len`` tokens, kept in ``dtype`` ("model"), "int8" or "fp8"."""
+        kinds = {"model": dtype, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+        if storage not in kinds:
+            raise InputError(f"a cache is kept as one of {', '.join(kinds)}, not {storage!r}")
+        self.storage, self.dtype = storage, dtype
         shape = (slots, 2, config.num_kv_heads, max_len, config.head_dim)
         # Zeros, for a neighbour's unused keys are masked, and a masked NaN is still one.
-        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.layers = [torch.zeros(shape, dtype=kinds[storage], device=device) for _ in range(config.num_layers)]
+        self.scales = [torch.zeros(*shape[:-1], 1, device=device) for _ in self.layers] if storage == "int8" else []
         self.max_len = max_len
         self.lengths = [0] * slots
         self._feeds: list[tuple[int, int]] = []
@@ -70,13 +84,13 @@ class SlotCache:
 
     def wipe(self, slot: int) -> None:
         """Forget a slot whose keys or values may not be numbers."""
-        for layer in self.layers:
+        for layer in (*self.layers, *self.scales):
             layer[slot] = 0
         self.lengths[slot] = 0
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Let ``target`` hold the first ``length`` tokens of ``source``, which may have left them behind."""
-        for layer in self.layers:
+        for layer in (*self.layers, *self.scales):
             layer[target, :, :, :length] = layer[source, :, :, :length]
         self.lengths[target] = length
 
@@ -93,22 +107,39 @@ class SlotCache:
         self, layer: int, queries_1NHK: Tensor, keys_1NGK: Tensor, values_1NGK: Tensor, visibility: Visibility
     ) -> Tensor:
         """Store the new keys and values; attend each slot's queries to its own keys, [1, N, H, K]."""
-        cache = self.layers[layer]
-        cache[self._slots_N, 0, :, self._positions_N] = keys_1NGK[0].to(cache.dtype)
-        cache[self._slots_N, 1, :, self._positions_N] = values_1NGK[0].to(cache.dtype)
+        self._store(layer, 0, keys_1NGK[0])
+        self._store(layer, 1, values_1NGK[0])
         outputs = []
         for run in self._runs:
             slots = run.slots.stop - run.slots.start
             queries, keys, values = (
                 x[0, run.tokens].unflatten(0, (slots, -1)) for x in (queries_1NHK, keys_1NGK, values_1NGK)
             )
-            if run.fresh:
+            if run.fresh and self.storage == "model":
                 attended = attend(queries, keys, values, Visibility(causal=True))
             else:
-                known_SGLK, content_SGLK = cache[run.slots, :, :, : run.length].unbind(1)
+                known_SGLK, content_SGLK = self._read(layer, run).unbind(1)
                 attended = attend_cached(queries, known_SGLK, content_SGLK, run.visibility)
             outputs.append(attended.flatten(0, 1))
         return torch.cat(outputs)[None]
+
+    def _store(self, layer: int, part: int, new_NGK: Tensor) -> None:
+        """Write the new keys (part 0) or values (part 1)."""
+        cache = self.layers[layer]
+        if self.storage == "int8":
+            new_NGK, self.scales[layer][self._slots_N, part, :, self._positions_N] = to_int8(new_NGK)
+        elif self.storage == "fp8":
+            new_NGK = to_fp8(new_NGK)
+        cache[self._slots_N, part, :, self._positions_N] = new_NGK.to(cache.dtype)
+
+    def _read(self, layer: int, run: _Run) -> Tensor:
+        """Return keys and values of a run [S, 2, G, L, K]: a view, unless they must be widened."""
+        stored = self.layers[layer][run.slots, :, :, : run.length]
+        if self.storage == "model":
+            return stored
+        if self.storage == "int8":
+            return (stored * self.scales[layer][run.slots, :, :, : run.length]).to(self.dtype)
+        return stored.to(self.dtype)
 
     def finish(self) -> None:
         """Close the forward: every slot holds the tokens it was given."""
