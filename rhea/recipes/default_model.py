@@ -44,7 +44,7 @@ from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig, ShapesTa
 SIDE = 64
 SAMPLES = ("a small red circle", "a large blue star", "a green square and a small yellow ring", "一个紫色的大三角形")
 """What is drawn while it trains, twice each."""
-HARD = ("count_colour", "count_shape", "horizontal", "vertical", "relation", "existence")
+HARD = ("colour", "count_colour", "count_shape", "side", "height", "horizontal", "vertical", "relation", "existence")
 """Questions that need a look-up in the picture and are learned last, asked three times as often as the others."""
 TRAINED_ON = (
     "drawings of one to four coloured shapes on a light ground, 64 x 64 pixels, with captions, questions and edits in "
@@ -220,9 +220,9 @@ def default_model() -> DefaultModelRecipe:
         text_documents=3000,
         data=ShapesSourceConfig(
             tasks=ShapesTasks(
-                text_to_image=0.4,
+                text_to_image=0.38,
                 captioning=0.03,
-                question_answering=0.25,
+                question_answering=0.27,
                 editing=0.14,
                 text_to_video=0.03,
                 video_prediction=0.13,
@@ -254,6 +254,7 @@ def default_model() -> DefaultModelRecipe:
         ),
         generation={
             "guidance_scale": 3.0,
+            "edit_guidance_scale": 2.0,
             "edit_temperature": 0.5,
             "extend_temperature": 0.4,
             "given_frames": 8,

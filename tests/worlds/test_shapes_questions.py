@@ -32,6 +32,8 @@ CHINESE = re.compile(
     "(?:(?:红色|绿色|蓝色|黄色|紫色|橙色|青色|黑色)?[大小]?(?:圆形|正方形|三角形|星形|十字形|圆环|物体))|(?:[红绿蓝黄紫橙青黑]色)"
 )
 GIVEN = {
+    "上半部分": "top",
+    "下半部分": "bottom",
     **{"零个": "zero", "一个": "one", "两个": "two", "三个": "three", "四个": "four", "左边": "left", "右边": "right"},
     **{"上面": "above", "下面": "below", "是": "yes", "不是": "no", "有": "yes", "没有": "no"},
 }
@@ -68,6 +70,10 @@ def independent_answer(question: Question, scene: Scene) -> str:
     assert all(len(target) == 1 for target in targets), (question, scene)
     if kind in ("colour", "shape", "size"):
         return str(getattr(targets[0][0].kind, kind))
+    if kind in ("side", "height"):
+        (thing,) = targets[0]
+        place, words = (thing.x, ("left", "right")) if kind == "side" else (thing.y, ("top", "bottom"))
+        return words[place > scene.canvas / 2]
     (a,), (b,) = targets
     true = {"left" if a.x < b.x else "right", "above" if a.y < b.y else "below"}
     asked = {"left", "right"} if kind == "horizontal" else {"above", "below"}

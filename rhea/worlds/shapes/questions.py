@@ -48,6 +48,8 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "shape": tuple(SHAPES),
     "size": tuple(SIZES),
+    "side": ("left", "right"),
+    "height": ("top", "bottom"),
     "horizontal": ("left", "right"),
     "vertical": ("above", "below"),
     "relation": ("yes", "no"),
@@ -61,6 +63,7 @@ DESCRIBE = "describe"
 _CHINESE_ANSWERS = {
     **CHINESE,
     **dict(zip(NUMBERS, ("零个", "一个", "两个", "三个", "四个"), strict=True)),
+    **{"top": "上半部分", "bottom": "下半部分"},
 }
 _CHINESE_YES_NO = {
     "relation": {"yes": "是", "no": "不是"},
@@ -79,6 +82,10 @@ _PHRASINGS: dict[tuple[str, Language], tuple[str, ...]] = {
     ("shape", "zh"): ("{0}是什么形状的？", "{0}的形状是什么？"),
     ("size", "en"): ("Is {0} small or large?", "What size is {0}?"),
     ("size", "zh"): ("{0}是大的还是小的？", "{0}的大小是什么？"),
+    ("side", "en"): ("Is {0} on the left or on the right of the picture?", "On which side is {0}?"),
+    ("side", "zh"): ("{0}在图的左边还是右边？",),
+    ("height", "en"): ("Is {0} at the top or at the bottom of the picture?", "Is {0} in the top or the bottom half?"),
+    ("height", "zh"): ("{0}在图的上半部分还是下半部分？",),
     ("horizontal", "en"): ("Is {0} to the left or to the right of {1}?", "Is {0} left or right of {1}?"),
     ("horizontal", "zh"): ("{0}在{1}的左边还是右边？",),
     ("vertical", "en"): ("Is {0} above or below {1}?",),
@@ -183,6 +190,8 @@ def _facts(rng: np.random.Generator, scene: Scene, question_type: str, allowed: 
             names = [name for name in _names(kind, kinds) if getattr(name, question_type) is None]
             if names:
                 yield _Fact(answer=getattr(kind, question_type), who=(names[int(rng.integers(len(names)))],))
+    elif question_type in ("side", "height"):
+        yield from _halves(rng, scene, question_type)
     elif question_type == "existence":
         yield from _existence(rng, kinds, allowed)
     else:
@@ -193,6 +202,15 @@ def _names(kind: Kind, kinds: Sequence[Kind]) -> list[Selector]:
     """List the ways to name an object, by some or all attributes, that fit no other object of the scene."""
     options = [Selector(*attributes) for attributes in product(*((None, value) for value in kind))]
     return [name for name in options if name.count(kinds) == 1 and (name.colour or name.shape or len(kinds) == 1)]
+
+
+def _halves(rng: np.random.Generator, scene: Scene, question_type: str) -> Iterator[_Fact]:
+    """Yield in which half of the picture each object is that is far enough from the middle."""
+    for thing in scene.objects:
+        names = [name for name in _names(thing.kind, scene.kinds) if name.shape]
+        beyond = (thing.x if question_type == "side" else thing.y) - scene.canvas / 2
+        if abs(beyond) > RELATION_MARGIN:
+            yield _Fact(answer=ANSWERS[question_type][int(beyond > 0)], who=(names[int(rng.integers(len(names)))],))
 
 
 def _relations(rng: np.random.Generator, things: Sequence[ShapeObject], question_type: str) -> Iterator[_Fact]:

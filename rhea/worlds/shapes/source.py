@@ -21,7 +21,7 @@ from rhea.worlds.shapes.questions import DESCRIBE, QUESTION_TYPES, ask, sample_c
 from rhea.worlds.shapes.render import render
 from rhea.worlds.shapes.scene import CANVAS, MAX_OBJECTS, HeldOut, Scene, sample_scene
 
-STILL_QUESTIONS = ("horizontal", "vertical", "relation", DESCRIBE)
+STILL_QUESTIONS = ("side", "height", "horizontal", "vertical", "relation", DESCRIBE)
 """Questions whose answer may change while things move."""
 CROWDED = 0.6
 """Share of the pictures to ask about in which objects share a colour or a shape on purpose."""
