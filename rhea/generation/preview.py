@@ -3,9 +3,9 @@
 A picture is shown by its finished rows of codes, which are decoded as if the picture ended with them: the decoder knows
 lower edges, and rows that are not written cost nothing. Its norms and attention see all that is decoded, so finished
 rows still change a little from preview to preview: with the default model the last row shown is on average 1.7 of 255
-levels from what it becomes, those above it 0.5. (Unwritten rows filled with the commonest code so far: 1.7 and 0.4; with
-the last row repeated: 2.2 and 0.7.) The last preview is exact. A film is shown by its finished latent frames: they are
-decoded independently, so each is decoded once and stays as it is.
+levels from what it becomes, those above it 0.5. (Filling up with the commonest code so far: 1.7 and 0.4; with the last
+row: 2.2 and 0.7.) The last preview is exact. A film is shown by its finished latent frames: they are decoded
+independently, so each is decoded once and stays as it is.
 
 Where a token belongs is known by the request's own constraint, which is followed token by token.
 """
