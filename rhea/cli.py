@@ -43,11 +43,20 @@ class ModelOptions:
     """Code larger pictures in tiles of that many codes a side: less memory, and faint seams."""
     weights: Literal["int8", "fp8"] | None = None
     """Keep the transformer's layers in eight bits: half the memory; fp8 needs a GPU and torchao."""
+    cache: Literal["model", "int8", "fp8"] = "model"
+    """What keys and values are kept in; eight bits take half the memory of bfloat16."""
+    parallel: Literal["gumbel", "coupling"] = "gumbel"
+    """How several codes are drawn in one forward: the same ones as one by one, or a few more, from the same law."""
+    window: Annotated[int | None, arg(metavar="CODES")] = None
+    """How many codes are drawn in one forward; by default what proves fastest while it draws."""
 
     def load(self) -> "Rhea":
         """Load the model."""
+        from rhea.generation.engine import EngineConfig
         from rhea.generation.loading import load_model
 
+        if self.window is not None and self.window < 1:
+            raise InputError(f"--window {self.window}: at least one code is drawn in a forward")
         return load_model(
             self.checkpoint,
             device=self.device,
@@ -55,6 +64,7 @@ class ModelOptions:
             vision_tokenizer=self.vision_tokenizer,
             tile=self.tile,
             weights=self.weights,
+            engine=EngineConfig(window=self.window, parallel=self.parallel, cache=self.cache),
         )
 
 
@@ -97,6 +107,7 @@ def generate(
     num_frames: Annotated[int | None, arg(metavar="N")] = None,
     fps: Annotated[float | None, arg(metavar="RATE")] = None,
     negative_prompt: Annotated[str | None, arg(metavar="TEXT")] = None,
+    zipar: Annotated[int | None, arg(metavar="CODES")] = None,
     preview: bool = False,
     stats: bool = False,
     sampling: GuidanceOptions = GuidanceOptions(),
@@ -122,10 +133,9 @@ def generate(
         num_frames: Length of a film.
         fps: Frames per second of a film.
         negative_prompt: What is not to be seen.
-        preview: Write the output again and again while it is drawn, to be watched in a viewer: a picture as its rows
-            are finished, the rest grey, a film as far as it goes. For one picture or film at a time; what is
-            interrupted stays as far as it came.
-        stats: Tell what the engine did: forwards, tokens per forward, guesses that held, prompt tokens shared.
+        zipar: Draw rows side by side, each that many codes behind the one above: fewer forwards, worse pictures.
+        preview: Rewrite the output as the one picture or film grows (rows to come are grey), to watch in a viewer.
+        stats: Tell what the engine did: forwards, guesses that held, prompt tokens shared, time, cache in use.
     """
     prompts = _prompts(prompt, batch)
     video = _is_film(output)
@@ -145,6 +155,7 @@ def generate(
             fps=fps,
             samples=samples,
             negative_prompt=negative_prompt,
+            zipar=zipar,
             progress=progress,
             preview=(lambda _, seen: None if seen.final else seen.save(output)) if preview else None,
             **sampling.settings(),
