@@ -4,7 +4,7 @@ Every token is fed at a position that the caller names and kept there; a mask sa
 token sees what is written, at its own position or before: what lies ahead of it is hidden even if it was written first,
 and a gap is nothing at all. A position may be fed again: the new key replaces the old one.
 
-Shapes: B rows, T new tokens, L = max_len, S positions up to the last one in use, H heads, G key-value heads,
+Shapes: B rows, T new tokens, L = max_len, S positions up to the last one fed, H heads, G key-value heads,
 K channels of one head.
 """
 
@@ -47,7 +47,7 @@ class ScatteredCache:
         last, max_len = max(map(max, positions)), self.written_BL.shape[1]
         if last >= max_len:
             raise InputError(f"position {last} does not fit a cache of {max_len}")
-        self._end = max(self._end, last + 1)
+        self._end = last + 1
         self._positions_BT = torch.tensor(positions, dtype=torch.int64, device=self.written_BL.device)
 
     def begin(self, num_tokens: int) -> tuple[Tensor, Visibility]:

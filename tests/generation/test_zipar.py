@@ -40,7 +40,9 @@ FILM = MIXED["film"]  # three latent frames of 2 x 2
 WIDE = visual("a small red circle", ImageSize(height=4, width=6))
 GRIDS = [
     *(request for request in MIXED.values() if request.constraint.mode == "visual"),
-    *(replace(MIXED["picture"], sample_index=index) for index in (1, 2)),
+    replace(MIXED["picture"], sample_index=1),
+    replace(MIXED["picture"], sampling=replace(MIXED["picture"].sampling, temperature=0.4)),
+    replace(MIXED["picture"], negative_prompt=None),
     visual("How many red?", ImageSize(height=3, width=4), negative="two"),  # prompts of other lengths in one batch
     WIDE,
     visual("two", VideoSize(height=3, width=4, num_frames=8, fps=8), negative=None),
@@ -205,6 +207,13 @@ def test_guidance_runs_in_the_same_forwards() -> None:
     other = zip_rows(MODEL, [WIDE], 2, statistics=guided)
     assert one != other
     assert guided.forwards == unguided.forwards
+
+
+def test_max_requests_bounds_a_batch() -> None:
+    for most, batches in ((3, 1), (2, 2)):
+        counted = Statistics()
+        zip_rows(MODEL, [replace(WIDE, seed=seed) for seed in range(3)], 1, max_requests=most, statistics=counted)
+        assert counted.forwards == batches * (6 + 3)
 
 
 def test_progress_ends_with_all_tokens() -> None:
