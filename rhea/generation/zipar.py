@@ -22,9 +22,9 @@ import torch
 
 from rhea.documents.constraint import Constraint
 from rhea.errors import InputError
-from rhea.generation.engine import Statistics
 from rhea.generation.request import Progress, Request, check_fits
 from rhea.generation.sampling import draw, guided_logits, noise_key
+from rhea.generation.statistics import Statistics
 from rhea.models.scattered_cache import ScatteredCache
 from rhea.models.transformer import Transformer
 

@@ -16,10 +16,10 @@ from rhea.documents.constraint import Constraint
 from rhea.documents.document import ImageSize, VideoSize
 from rhea.errors import InputError
 from rhea.generation import zipar
-from rhea.generation.engine import Statistics
 from rhea.generation.plain import continue_prompts
 from rhea.generation.request import Progress, Request
 from rhea.generation.sampling import guided_logits
+from rhea.generation.statistics import Statistics
 from rhea.generation.zipar import grid_rows, waves, zip_rows
 
 
