@@ -18,6 +18,7 @@ from rhea.generation.preview import Follower, Preview
 from rhea.generation.request import Progress, Request
 from rhea.generation.sampling import SamplingConfig
 from rhea.generation.tuning import WindowTuner
+from rhea.generation.zipar import zip_rows
 from rhea.models.transformer import Transformer
 from rhea.tokenizers.vision import VisionCodec
 
@@ -56,8 +57,12 @@ class Completion:
 class Completer:
     """A transformer, the grammar of its documents, and (unless all is text) a codec for their pixels."""
 
-    def __init__(self, transformer: Transformer, grammar: Grammar, codec: VisionCodec | None) -> None:
+    def __init__(
+        self, transformer: Transformer, grammar: Grammar, codec: VisionCodec | None, engine: EngineConfig | None = None
+    ) -> None:
+        """``engine``: how its engines work; how much they reserve is computed for every call."""
         self.transformer, self.grammar, self.codec = transformer, grammar, codec
+        self.engine = engine or EngineConfig()
         self.statistics = Statistics()
         self._tuner = WindowTuner()
         self._visual, self._text = Constraint(grammar, "visual"), Constraint(grammar, "text")
@@ -70,12 +75,14 @@ class Completer:
         progress: Callable[[Progress], None] | None = None,
         preview: Callable[[int, Preview], None] | None = None,
         every_rows: int | None = None,
+        zipar: int | None = None,
     ) -> list[Completion]:
         """Complete each prompt, at most ``max_requests`` at a time.
 
         The draws depend on each prompt's seed and sample index only. What does not fit the context: InputError.
         ``preview`` is told the number of a prompt and what can be seen of its picture or film, each time that
         ``every_rows`` further rows or another latent frame are written (see ``Follower``); the writing waits for it.
+        ``zipar``: draw rows of grids side by side, each that many codes behind the one above (lossy; ``zipar.py``).
         """
         requests = self.requests(prompts)
         followers, pixels = dict[int, Follower](), dict[int, np.ndarray]()
@@ -85,14 +92,27 @@ class Completer:
 
         def watch(number: int, token_ids: list[int]) -> None:
             follower = followers.get(number)
-            seen = follower.follow(token_ids[follower.taken :]) if follower is not None else None
+            with self.statistics.decoding_pixels():
+                seen = follower.follow(token_ids[follower.taken :]) if follower is not None else None
             if seen is not None:
                 assert preview is not None
                 if seen.final:
                     pixels[number] = seen.pixels
                 preview(number, seen)
 
-        written = self._engine(requests, max_requests).run(requests, progress, watch if followers else None)
+        if zipar is not None:
+            if followers:
+                raise InputError("rows that are drawn side by side (zipar) have no previews")
+            written = zip_rows(
+                self.transformer,
+                requests,
+                zipar,
+                max_requests=max_requests,
+                statistics=self.statistics,
+                progress=progress,
+            )
+        else:
+            written = self._engine(requests, max_requests).run(requests, progress, watch if followers else None)
         return [
             replace(self.completion(prompt, request, token_ids), pixels=pixels.get(number))
             for number, (prompt, request, token_ids) in enumerate(zip(prompts, requests, written, strict=True))
@@ -131,7 +151,7 @@ class Completer:
             max(len(request.prompt), len(request.negative_prompt or ())) + request.max_new_tokens
             for request in requests
         )
-        config = EngineConfig(slots=max(sum(rows), 1), max_len=max(lengths, default=1))
+        config = replace(self.engine, slots=max(sum(rows), 1), max_len=max(lengths, default=1))
         return Engine(self.transformer, config, self._tuner, self.statistics)
 
     def _encoded(self, documents: Sequence[Document]) -> list[Document]:

@@ -25,7 +25,7 @@ from rhea.generation.request import Progress, Request, check_fits
 from rhea.generation.sequence import Sequence, Window
 from rhea.generation.statistics import Statistics
 from rhea.generation.tuning import WindowTuner
-from rhea.models.slot_cache import SlotCache
+from rhea.models.slot_cache import CacheStorage, SlotCache
 from rhea.models.transformer import Transformer
 
 _WORTH_COPYING = 8
@@ -51,6 +51,8 @@ class EngineConfig:
     parallel: Literal["gumbel", "coupling"] = "gumbel"
     """How guesses are judged: by noise that depends on the place alone, so that windows never change a token, or by
     maximal coupling, which keeps more of them and changes the tokens, but not their law, with every window."""
+    cache: CacheStorage = "model"
+    """What keys and values are kept in: the model's dtype, or eight bits ("int8", "fp8") for less memory."""
     max_waiting: int = 256
     """Requests that may wait; one more is refused."""
 
@@ -104,7 +106,9 @@ class Engine:
         weight = model.norm.weight if model.norm is not None else next(model.parameters())
         self.device = weight.device
         self.max_len = min(self.config.max_len or model.config.max_seq_len, model.config.max_seq_len)
-        self.cache = SlotCache(model.config, self.config.slots, self.max_len, weight.dtype, weight.device)
+        self.cache = SlotCache(
+            model.config, self.config.slots, self.max_len, weight.dtype, weight.device, self.config.cache
+        )
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._free = list(range(self.config.slots))

@@ -6,6 +6,7 @@ import torch
 
 from rhea.checkpoints.load import load_checkpoint
 from rhea.errors import InputError
+from rhea.generation.engine import EngineConfig
 from rhea.generation.model import Rhea
 from rhea.models.device import choose_device
 from rhea.models.quantized import WeightFormat, quantize
@@ -23,6 +24,7 @@ def load_model(
     vision_tokenizer: str | Path | None = None,
     tile: int | None = None,
     weights: WeightFormat | None = None,
+    engine: EngineConfig | None = None,
 ) -> Rhea:
     """Load the default model, or a checkpoint folder or hub id in any layout.
 
@@ -31,6 +33,7 @@ def load_model(
     tokenizer always runs in float32. ``vision_tokenizer``: a second folder or id, for releases that keep it apart.
     ``tile``: pictures of more codes along a side are coded in tiles of that side, approximately, in less memory.
     ``weights``: "int8" or "fp8" (GPU, torchao) keeps the matrices of the decoder layers in eight bits.
+    ``engine``: how tokens are drawn in parallel and what the cache is kept in.
     """
     where = choose_device(device)
     if path is None and not DEFAULT_MODEL.is_dir():
@@ -45,7 +48,7 @@ def load_model(
     if transformer is None:
         if weights is not None:
             raise InputError(f"weights={weights!r}: this checkpoint has no transformer to quantize")
-        return Rhea(checkpoint, tile)
+        return Rhea(checkpoint, tile, engine)
     small = where.type == "cpu" and sum(p.numel() for p in transformer.parameters()) < _SMALL
     if small and dtype is None:
         transformer.float()
@@ -53,7 +56,7 @@ def load_model(
         quantize(transformer, weights)
     if small:
         transformer.pack()
-    return Rhea(checkpoint, tile)
+    return Rhea(checkpoint, tile, engine)
 
 
 def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:

@@ -19,6 +19,7 @@ from rhea.errors import InputError
 from rhea.generation.arguments import checked
 from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.defaults import check_fps, defaults_of, pixel_size
+from rhea.generation.engine import EngineConfig
 from rhea.generation.preview import Preview
 from rhea.generation.request import Progress
 from rhea.generation.results import Film, Picture, Visual, read_film, read_picture, read_visual
@@ -34,8 +35,8 @@ Watch = Callable[[int, Preview], None] | None
 class Rhea:
     """A loaded model. Sampling settings left at None are the checkpoint's own defaults (``defaults``)."""
 
-    def __init__(self, checkpoint: Checkpoint, tile: int | None = None) -> None:
-        """``tile``: see ``VisionCodec``."""
+    def __init__(self, checkpoint: Checkpoint, tile: int | None = None, engine: EngineConfig | None = None) -> None:
+        """``tile``: see ``VisionCodec``. ``engine``: see ``Completer``."""
         self.checkpoint = checkpoint
         self.defaults = defaults_of(checkpoint.config)
         self.codec: VisionCodec | None = None
@@ -46,7 +47,7 @@ class Rhea:
             assert checkpoint.vocabulary is not None
             clip_frames = self.codec.clip_frames if self.codec else 4
             grammar = Grammar(checkpoint.vocabulary, checkpoint.text_tokenizer, temporal_factor=clip_frames)
-            self._completer = Completer(checkpoint.transformer, grammar, self.codec)
+            self._completer = Completer(checkpoint.transformer, grammar, self.codec, engine)
 
     @property
     def trained_on(self) -> str:
@@ -77,6 +78,7 @@ class Rhea:
         top_p: float | None = None,
         negative_prompt: str | None = None,
         seed: int = 0,
+        zipar: int | None = None,
         progress: Report = None,
         preview: Watch = None,
         every_rows: int | None = None,
@@ -86,8 +88,9 @@ class Rhea:
         ``size``: "WIDTHxHEIGHT" or (height, width) in pixels, or a ratio "16:9". The same seed gives the same pictures,
         whatever else is in the batch. ``preview(number, seen)`` is called while result ``number`` is written, with each
         ``every_rows`` rows of codes of a picture (by default an eighth of it) and each latent frame of a film; the last
-        one shows the result. Raises InputError for an empty prompt, a size that is no multiple of the tokenizer's
-        factor, or what does not fit the context.
+        one shows the result. ``zipar`` draws rows of codes side by side, each that many codes behind the one above: in
+        fewer forwards, and worse, for a code does not see what is above it on the right. Raises InputError for an empty
+        prompt, a size that is no multiple of the tokenizer's factor, or what does not fit the context.
         """
         if not video and (num_frames is not None or fps is not None):
             raise InputError("num_frames and fps are for films: a picture has neither (video=True makes a film)")
@@ -109,7 +112,9 @@ class Rhea:
         )
         wanted = [(text, index) for text in texts for index in range(samples)]
         prompts = [replace(template, document=form(text + suffix), sample_index=index) for text, index in wanted]
-        completions = self.completer.complete(prompts, progress=progress, preview=preview, every_rows=every_rows)
+        completions = self.completer.complete(
+            prompts, progress=progress, preview=preview, every_rows=every_rows, zipar=zipar
+        )
         made: list[Any] = self._films(completions, target) if video else self._pictures(completions)
         return [
             replace(each, prompt=text, seed=seed, sample_index=index)
@@ -303,7 +308,8 @@ class Rhea:
     def _pictures(self, completions: Sequence[Completion]) -> list[Picture]:
         grids = [_codes(completion) for completion in completions]
         missing = [codes for codes, each in zip(grids, completions, strict=True) if each.pixels is None]
-        decoded = iter(self._needed_codec().decode_pictures(missing))
+        with self.completer.statistics.decoding_pixels():
+            decoded = iter(self._needed_codec().decode_pictures(missing))
         return [
             Picture(
                 pixels=next(decoded) if completion.pixels is None else completion.pixels,
@@ -315,17 +321,14 @@ class Rhea:
 
     def _films(self, completions: Sequence[Completion], size: ImageSize | VideoSize) -> list[Film]:
         assert isinstance(size, VideoSize)
-        return [
-            Film(
-                frames=self._needed_codec().decode_film(_codes(completion), size.num_frames)
-                if completion.pixels is None
-                else completion.pixels,
-                fps=size.fps,
-                codes=_codes(completion),
-                token_ids=completion.token_ids,
-            )
-            for completion in completions
-        ]
+        films, codec = list[Film](), self._needed_codec()
+        for each in completions:
+            codes, frames = _codes(each), each.pixels
+            if frames is None:
+                with self.completer.statistics.decoding_pixels():
+                    frames = codec.decode_film(codes, size.num_frames)
+            films.append(Film(frames=frames, fps=size.fps, codes=codes, token_ids=each.token_ids))
+        return films
 
 
 def _codes(completion: Completion) -> np.ndarray:

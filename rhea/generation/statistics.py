@@ -1,5 +1,8 @@
 """What an engine has done so far, for people and for a metrics endpoint."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -29,6 +32,13 @@ class Statistics:
     """Codes to pixels."""
     most_slots: int = 0
     most_cached_tokens: int = 0
+
+    @contextlib.contextmanager
+    def decoding_pixels(self) -> Iterator[None]:
+        """Count the time of what is done in this context as that of codes to pixels."""
+        start = time.perf_counter()
+        yield
+        self.vision_seconds += time.perf_counter() - start
 
     def summary(self) -> str:
         """Return a few lines for people."""

@@ -46,6 +46,15 @@ SAMPLES = ("a small red circle", "a large blue star", "a green square and a smal
 """What is drawn while it trains, twice each."""
 HARD = ("colour", "count_colour", "count_shape", "side", "height", "horizontal", "vertical", "relation", "existence")
 """Questions that need a look-up in the picture and are learned last, asked three times as often as the others."""
+GENERATION: dict[str, Any] = {
+    "guidance_scale": 3.0,
+    "edit_guidance_scale": 2.0,
+    "edit_temperature": 0.5,
+    "extend_temperature": 0.4,
+    "given_frames": 8,
+    "max_answer_tokens": 64,
+}
+"""Defaults of generation, found by measuring (LOG.md)."""
 TRAINED_ON = (
     "drawings of one to four coloured shapes on a light ground, 64 x 64 pixels, with captions, questions and edits in "
     "English and Chinese; of photographs it knows nothing"
@@ -252,12 +261,5 @@ def default_model() -> DefaultModelRecipe:
             log_every=25,
             sample_every=500,
         ),
-        generation={
-            "guidance_scale": 3.0,
-            "edit_guidance_scale": 2.0,
-            "edit_temperature": 0.5,
-            "extend_temperature": 0.4,
-            "given_frames": 8,
-            "max_answer_tokens": 64,
-        },
+        generation=GENERATION,
     )

@@ -16,6 +16,8 @@ from rhea import media
 from rhea.checkpoints.configs import CheckpointConfig
 from rhea.errors import InputError
 from rhea.generation import completion, loading
+from rhea.generation.engine import EngineConfig
+from rhea.generation.loading import load_model
 from rhea.generation.model import Rhea
 from rhea.generation.request import Request
 from rhea.generation.sampling import SamplingConfig
@@ -305,3 +307,28 @@ def test_tiles_on_request() -> None:
     whole, tiled = (Rhea(large, tile=tile).reconstruct(pixels) for tile in (None, 9))
     assert whole.codes.shape == tiled.codes.shape == (12, 12)
     assert not np.array_equal(whole.pixels, tiled.pixels), "norms see one tile instead of the whole"
+
+
+def test_engine_settings_reach_every_request() -> None:
+    engine = EngineConfig(window=4, parallel="coupling", cache="int8")
+    model = load_model(engine=engine)
+    (picture,) = model.generate("a small red circle")
+    again, plain = (load_model(engine=chosen).generate("a small red circle") for chosen in (engine, None))
+    assert np.array_equal(picture.pixels, again[0].pixels)  # type: ignore[union-attr]
+    assert not np.array_equal(picture.token_ids, plain[0].token_ids)
+    counts = model.completer.statistics
+    assert (counts.grids, counts.most_slots) == (1, 2)
+    assert counts.vision_seconds > 0
+    assert counts.forwards < 64
+
+
+def test_rows_side_by_side_on_request() -> None:
+    model = load_model()
+    plain, exact, lossy = (model.generate("a large green star", zipar=window)[0] for window in (None, 8, 2))
+    assert exact.token_ids == plain.token_ids
+    assert lossy.token_ids != plain.token_ids
+    assert model.completer.statistics.tokens_written == sum(len(made.token_ids) for made in (plain, exact, lossy))
+    with pytest.raises(InputError, match="no previews"):
+        model.generate("a star", zipar=2, preview=lambda number, seen: None)
+    with pytest.raises(InputError, match="at least 1"):
+        model.generate("a star", zipar=0)
