@@ -251,6 +251,11 @@ def test_a_film_is_extended_before_the_eyes(tiny: Rhea) -> None:
     for _, each in seen:
         assert (each.pixels == longer.frames[: len(each.pixels)]).all()
     assert (longer.frames == tiny.extend(film, 9, seed=3).frames).all()
+    seen.clear()
+    wide = Rhea(tiny_checkpoint(num_frames=16))  # its window is longer than what is wanted
+    longer = wide.extend(film, 3, preview=lambda i, each: seen.append((i, each)))
+    assert [each.final for _, each in seen] == [True]
+    assert (seen[0][1].pixels == longer.frames).all()
 
 
 def test_refusals(tiny: Rhea) -> None:
