@@ -3,10 +3,10 @@
 For a guided picture of 512 x 512 and of 720 x 720: the plain loop, the engine drawing one code after the other and in
 windows, and several pictures at once. A few hundred forwards are timed in the middle of each picture; a forward's time
 is linear in its position, so seconds per picture are that time times the forwards: one per code, or, in windows, as
-many as the tokens that a forward writes in the default model (or those stated by argument) leave. Random weights hold
-no guesses, but a forward takes as long whether they hold or not. The prompt, a few dozen tokens, is not counted.
-The floor is what a forward must read (the layers, the visual rows of the head, the keys and values of all rows) at the
-speed of a large copy on the same device.
+many as the tokens that a forward writes in the default model (or those stated by argument) leave. How many guesses hold
+with random weights means nothing, but a forward takes as long whether they hold or not. The prompt, a few dozen tokens,
+is not counted. The floor is what a forward must read (the layers, the visual rows of the head, the keys and values of
+all rows) at the speed of a large copy on the same device.
 Usage: python benchmarks/gpu_engine.py   (a quarter of an hour on one GPU of 24 GB or more; what does not fit is
 recorded as such; --small: a tiny model on any machine, seconds, printed and not recorded)
 """

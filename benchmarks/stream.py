@@ -36,6 +36,7 @@ from rhea.generation.engine import Engine, EngineConfig, Ticket
 from rhea.generation.plain import continue_prompts
 from rhea.generation.request import Request
 from rhea.generation.sampling import SamplingConfig
+from rhea.generation.tuning import WindowTuner
 from rhea.models.transformer import Transformer
 
 
@@ -117,10 +118,11 @@ Side = Callable[[list[Arrival], Finished], Iterator[float]]
 
 
 def continuous(model: Transformer, config: EngineConfig) -> Side:
-    """Return the engine's side."""
+    """Return the engine's side; it remembers the best window from stream to stream, as one long-lived engine would."""
+    tuner = WindowTuner()
 
     def serve(arrivals: list[Arrival], finished: Finished) -> Iterator[float]:
-        engine, clock, due, running = Engine(model, config), 0.0, deque(arrivals), dict[Ticket, Arrival]()
+        engine, clock, due, running = Engine(model, config, tuner), 0.0, deque(arrivals), dict[Ticket, Arrival]()
         while due or running:
             clock = clock if running else max(clock, due[0].at)
             while due and due[0].at <= clock:
