@@ -1,0 +1,1 @@
+"""Two doors to a model: an OpenAI-compatible API and a page."""
