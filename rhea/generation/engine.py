@@ -140,6 +140,25 @@ class Engine:
                 self._waiting.remove(ticket)
             self._release()
 
+    @torch.inference_mode()
+    def warm_up(self, say: Callable[[str], None] | None = None) -> None:
+        """Run forwards of the usual sizes on an idle engine, so that the first request finds weights packed and memory
+        and kernels ready; ``say`` is told what each took."""
+        assert self.idle, "requests are running"
+        any_1N = torch.zeros(1, self.max_len, dtype=torch.int64, device=self.device)
+        for tokens in (size for size in (1, 2, 8, 16, 64, self.config.prefill_chunk) if size <= self.max_len):
+            start = time.perf_counter()
+            for _ in range(2):  # the first one prepares
+                taken, start = time.perf_counter() - start, time.perf_counter()
+                self.cache.feed([(0, tokens)])
+                state = self.model.hidden(any_1N[:, :tokens], cache=self.cache)[0, -1]
+                state.isfinite().all().item()  # waits for the device
+                self.cache.truncate(0, 0)
+            if say is not None:
+                again = time.perf_counter() - start
+                say(f"{tokens:4} tokens: {1000 * again:.1f} ms a forward, {1000 * taken:.1f} ms the first time")
+        self._held[0] = []
+
     def abort(self, error: Exception) -> None:
         """Let all requests fail with this error and start afresh, trusting nothing that the cache holds."""
         for ticket in [*self._running, *self._waiting]:

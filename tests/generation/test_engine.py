@@ -223,6 +223,15 @@ def test_what_was_done_is_counted(alone: list[list[int]]) -> None:
     assert f"{counts.tokens_written} tokens in {counts.forwards} forwards" in counts.summary()
 
 
+def test_warming_up_says_what_it_does_and_leaves_no_trace(alone: list[list[int]]) -> None:
+    engine, said = Engine(MODEL, EngineConfig(prefill_chunk=40)), list[str]()
+    engine.run(requests()[:2])
+    engine.warm_up(said.append)
+    assert [line.split()[0] for line in said] == ["1", "2", "8", "16", "64", "40"]
+    assert engine.statistics.forwards > 0
+    assert engine.run(requests()) == alone
+
+
 def test_free_documents_mix_text_and_pictures() -> None:
     prompt = GRAMMAR.render_prompt(formats.question_answering(None, "two?"))
     sizes = [ImageSize(height=2, width=3), VideoSize(height=2, width=2, num_frames=8, fps=8)]
