@@ -1,8 +1,8 @@
 """Tokens per second of the plain loop against transformers' generate, on the same random 110 M weights.
 
-Two tasks, in bfloat16 and float32: a guided picture under the grid constraint (theirs: guidance as a second forward,
-the constraint as a prefix function), and unguided text. Theirs runs with its dynamic and its static cache; the faster
-counts. Usage: python benchmarks/generation.py [--new-tokens 256] [--repeats 5]
+Two tasks, in bfloat16 and float32: a guided picture under the grid constraint (theirs: see ``peer.py``), and unguided
+text. Theirs runs with its dynamic and its static cache; the faster counts.
+Usage: python benchmarks/generation.py [--new-tokens 256] [--repeats 5]
 """
 
 import argparse
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 import transformers
 from medium import medium
+from peer import draw_pictures, write_texts
 from record import interleaved, median, save
+from steps import AnyText, guided_picture
 
 from rhea.checkpoints.configs import CheckpointConfig
 from rhea.checkpoints.load import Checkpoint
 from rhea.checkpoints.save import save_checkpoint
 from rhea.documents import formats
-from rhea.documents.constraint import Constraint
 from rhea.documents.document import ImageSize
 from rhea.documents.grammar import Grammar
 from rhea.generation.plain import continue_prompts
@@ -58,37 +59,13 @@ def build(dtype: torch.dtype) -> tuple[Transformer, Grammar, Any]:
 def picture(model: Transformer, grammar: Grammar, theirs: Any, new_tokens: int) -> dict[str, Callable[[], Any]]:
     """Return the sides of a guided picture of ``new_tokens`` codes and ends of line."""
     size = ImageSize(height=new_tokens // (WIDTH + 1), width=WIDTH)
-    prompt = grammar.render_prompt(formats.text_to_image(PROMPT), size)
-    negative = grammar.render_prompt(formats.text_to_image("blurry"), size)
-    request = Request(
-        prompt=prompt.tolist(),
-        negative_prompt=negative.tolist(),
-        constraint=Constraint(grammar, "visual").start(prompt),
-        max_new_tokens=new_tokens,
-        sampling=SamplingConfig(top_k=TOP_K, guidance_scale=3.0),
-    )
-    visual, eol = list(grammar.vocabulary.vision), [grammar.vocabulary.eol]
-
-    def allowed(_: int, ids: torch.Tensor) -> list[int]:
-        return eol if (len(ids) - len(prompt)) % (WIDTH + 1) == WIDTH else visual
+    sampling = SamplingConfig(top_k=TOP_K, guidance_scale=3.0)
+    request = guided_picture(grammar, PROMPT, size, sampling, negative="blurry", max_new_tokens=new_tokens)
 
     def peer(cache: str) -> Callable[[], Any]:
-        return lambda: theirs.generate(
-            torch.from_numpy(prompt)[None],
-            negative_prompt_ids=torch.from_numpy(negative)[None],
-            guidance_scale=3.0,
-            prefix_allowed_tokens_fn=allowed,
-            do_sample=True,
-            top_k=TOP_K,
-            max_new_tokens=new_tokens,
-            cache_implementation=cache,
-        )
+        return lambda: draw_pictures(theirs, grammar.vocabulary, [request], size, new_tokens, cache)
 
-    return {
-        "rhea": lambda: continue_prompts(model, [request]),
-        "transformers, dynamic cache": peer("dynamic"),
-        "transformers, static cache": peer("static"),
-    }
+    return _sides(model, request, peer)
 
 
 def text(model: Transformer, grammar: Grammar, theirs: Any, new_tokens: int) -> dict[str, Callable[[], Any]]:
@@ -96,32 +73,25 @@ def text(model: Transformer, grammar: Grammar, theirs: Any, new_tokens: int) -> 
     prompt = grammar.render_prompt(formats.question_answering(None, PROMPT))
     request = Request(
         prompt=prompt.tolist(),
-        constraint=_Endless(grammar, "text").start(prompt),
+        constraint=AnyText(grammar, "text").start(prompt),
         max_new_tokens=new_tokens,
         sampling=SamplingConfig(top_k=50),
     )
 
     def peer(cache: str) -> Callable[[], Any]:
-        return lambda: theirs.generate(
-            torch.from_numpy(prompt)[None],
-            do_sample=True,
-            top_k=50,
-            max_new_tokens=new_tokens,
-            cache_implementation=cache,
-        )
+        return lambda: write_texts(theirs, grammar.vocabulary, [request], cache)
 
+    return _sides(model, request, peer)
+
+
+def _sides(
+    model: Transformer, request: Request, peer: Callable[[str], Callable[[], Any]]
+) -> dict[str, Callable[[], Any]]:
     return {
         "rhea": lambda: continue_prompts(model, [request]),
         "transformers, dynamic cache": peer("dynamic"),
         "transformers, static cache": peer("static"),
     }
-
-
-class _Endless(Constraint):
-    """Text that goes on after EOS, so that every run makes as many tokens."""
-
-    def advance(self, token_id: int) -> None:
-        pass
 
 
 def measure(sides: dict[str, Callable[[], Any]], new_tokens: int, repeats: int) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Prompts of a batch are padded on the left. Pictures of one size are guided by its own second forward and held to their
 grid by a processor that copies a range of the logits: quicker than ``prefix_allowed_tokens_fn``, which takes a list of
-allowed tokens per row. Pictures use its dynamic cache and texts its static one (``generation.json``: the faster). The
-marks behind the last code of a picture are known, so it is not asked for them.
+allowed tokens per row. By default pictures use its dynamic cache and texts its static one (``generation.json``: the
+faster). The marks behind the last code of a picture are known, so it is not asked for them.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,12 @@ class GridProcessor(LogitsProcessor):
 
 
 def draw_pictures(
-    theirs: Any, vocabulary: Vocabulary, requests: Sequence[Request], size: ImageSize, new_tokens: int | None = None
+    theirs: Any,
+    vocabulary: Vocabulary,
+    requests: Sequence[Request],
+    size: ImageSize,
+    new_tokens: int | None = None,
+    cache: str = "dynamic",
 ) -> Tensor:
     """Draw guided pictures of one size, all codes unless ``new_tokens`` says fewer; return ids [B, prompt + new]."""
     prompts, mask = _padded([request.prompt for request in requests], vocabulary.pad)
@@ -50,11 +55,11 @@ def draw_pictures(
         do_sample=True,
         top_k=requests[0].sampling.top_k,
         max_new_tokens=new_tokens or size.height * (size.width + 1) - 1,
-        cache_implementation="dynamic",
+        cache_implementation=cache,
     )
 
 
-def write_texts(theirs: Any, vocabulary: Vocabulary, requests: Sequence[Request]) -> Tensor:
+def write_texts(theirs: Any, vocabulary: Vocabulary, requests: Sequence[Request], cache: str = "static") -> Tensor:
     """Write texts until the longest is done; return ids [B, prompt + new]."""
     prompts, mask = _padded([request.prompt for request in requests], vocabulary.pad)
     return theirs.generate(
@@ -63,7 +68,7 @@ def write_texts(theirs: Any, vocabulary: Vocabulary, requests: Sequence[Request]
         do_sample=True,
         top_k=requests[0].sampling.top_k,
         max_new_tokens=max(request.max_new_tokens for request in requests),
-        cache_implementation="static",
+        cache_implementation=cache,
     )
 
 

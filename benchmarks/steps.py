@@ -1,6 +1,6 @@
-"""Single forwards timed where in a picture they are wanted, without drawing what comes before.
+"""The requests of several benchmarks, and single forwards timed where in a picture they are wanted.
 
-A prompt may end inside a grid, so rows of random codes are given and the next forwards are timed. A forward's time
+What comes before need not be drawn: a prompt may end inside a grid, so rows of random codes are given and the next forwards are timed. A forward's time
 grows linearly with its position (attention reads one key more), so the mean over a picture is that of its middle.
 Times are taken every ``BLOCK`` forwards, after the device is done, and the median block counts.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rhea.documents import formats
-from rhea.documents.constraint import Constraint
+from rhea.documents.constraint import Constraint, Legal
 from rhea.documents.document import ImageSize
 from rhea.documents.grammar import Grammar
 from rhea.generation.engine import Engine, EngineConfig
@@ -25,6 +25,16 @@ from rhea.models.transformer import Transformer
 BLOCK = 5
 _WARM = 2
 """Blocks that are not counted."""
+
+
+class AnyText(Constraint):
+    """Any token of the text vocabulary, without end: every side computes as many rows and makes as many tokens."""
+
+    def legal(self) -> Legal:
+        return Legal(None, (self.grammar.vocabulary.text,))
+
+    def advance(self, token_id: int) -> None:
+        pass
 
 
 def guided_picture(

@@ -27,9 +27,9 @@ import torch
 from generation import PROMPT, TOP_K, build
 from peer import draw_pictures, write_texts
 from record import interleaved, median, save
+from steps import AnyText, guided_picture
 
 from rhea.documents import formats
-from rhea.documents.constraint import Constraint, Legal
 from rhea.documents.document import ImageSize
 from rhea.documents.grammar import Grammar
 from rhea.generation.engine import Engine, EngineConfig, Ticket
@@ -64,16 +64,6 @@ class Arrival:
     grid: ImageSize | None
 
 
-class AnyText(Constraint):
-    """Any token of the text vocabulary, without end: every side computes as many rows and makes as many tokens."""
-
-    def legal(self) -> Legal:
-        return Legal(None, (self.grammar.vocabulary.text,))
-
-    def advance(self, token_id: int) -> None:
-        pass
-
-
 def text_request(grammar: Grammar, words: str, new_tokens: int) -> Request:
     prompt = grammar.render_prompt(formats.question_answering(None, words))
     return Request(
@@ -85,15 +75,8 @@ def text_request(grammar: Grammar, words: str, new_tokens: int) -> Request:
 
 
 def picture_request(grammar: Grammar, words: str, grid: ImageSize) -> Request:
-    prompt, negative = (grammar.render_prompt(formats.text_to_image(text), grid) for text in (words, "blurry"))
-    constraint = Constraint(grammar, "visual").start(prompt)
-    return Request(
-        prompt=prompt.tolist(),
-        negative_prompt=negative.tolist(),
-        constraint=constraint,
-        max_new_tokens=constraint.remaining_grid_tokens + 2,
-        sampling=SamplingConfig(top_k=TOP_K, guidance_scale=3.0),
-    )
+    sampling = SamplingConfig(top_k=TOP_K, guidance_scale=3.0)
+    return guided_picture(grammar, words, grid, sampling, negative="blurry")
 
 
 def stream(grammar: Grammar, mix: Mix, seed: int) -> list[Arrival]:
