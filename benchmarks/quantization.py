@@ -91,13 +91,6 @@ def requests(model: Rhea, captions: Iterable[Caption]) -> list[Request]:
     ]
 
 
-def cache_of(model: Transformer, slots: int, max_len: int, storage: CacheStorage) -> SlotCache:
-    """Return an empty cache for a model."""
-    assert model.norm is not None
-    weight = model.norm.weight
-    return SlotCache(model.config, slots, max_len, weight.dtype, weight.device, storage)
-
-
 @torch.inference_mode()
 def distributions(model: Rhea, asked: Request, codes: np.ndarray, storage: CacheStorage) -> Tensor:
     """Return guided log-probabilities of the codes at each place of a true grid, float64 [places, codebook]."""
@@ -106,9 +99,11 @@ def distributions(model: Rhea, asked: Request, codes: np.ndarray, storage: Cache
     grid = np.pad(codes + visual.start, ((0, 0), (0, 1)), constant_values=vocabulary.eol).ravel()
     places = np.flatnonzero(grid != vocabulary.eol)
     rows = [[*prompt, *grid.tolist()] for prompt in (asked.prompt, asked.negative_prompt or ())]
-    cache = cache_of(transformer, len(rows), max(map(len, rows)), storage)
+    assert transformer.norm is not None
+    weight = transformer.norm.weight
+    cache = SlotCache(transformer.config, 2, max(map(len, rows)), weight.dtype, weight.device, storage)
     cache.feed([(slot, len(row)) for slot, row in enumerate(rows)])
-    flat = torch.tensor([[token for row in rows for token in row]], device=cache.layers[0].device)
+    flat = torch.tensor([[token for row in rows for token in row]], device=weight.device)
     states_ND = transformer.hidden(flat, cache=cache)[0]
     first = [len(asked.prompt) - 1, len(rows[0]) + len(rows[1]) - len(grid) - 1]
     conditional, unconditional = (
@@ -137,8 +132,7 @@ def drawn(model: Rhea, asked: list[Request], storage: CacheStorage) -> list[np.n
     """Draw pictures; return their codes."""
     transformer, vision = model.completer.transformer, model.completer.grammar.vocabulary.vision
     longest = max(max(len(each.prompt), len(each.negative_prompt or ())) + each.max_new_tokens for each in asked)
-    engine = Engine(transformer, EngineConfig(slots=32, max_len=longest, max_waiting=len(asked)))
-    engine.cache = cache_of(transformer, 32, longest, storage)
+    engine = Engine(transformer, EngineConfig(slots=32, max_len=longest, max_waiting=len(asked), cache=storage))
     codes = [np.array([token - vision.start for token in each if token in vision]) for each in engine.run(asked)]
     return [each.reshape(-1, int(len(each) ** 0.5)) for each in codes]
 

@@ -1,4 +1,6 @@
-"""Decoder layers with matrices of eight bits: half the memory of bfloat16, and half of what a step has to read.
+"""Decoder layers with matrices of eight bits: half the memory of bfloat16; on CPUs a quarter, for there is no packed copy.
+
+What it saves there is memory, not time: prepacked bfloat16 is somewhat faster still (LOG.md).
 
 int8 is symmetric, one scale per output row, rounded to nearest. On CPUs with integer dot products each row of
 activations is written as two int8 digits, sixteen bits in all, so both factors stay as small as they are stored and the

@@ -9,8 +9,7 @@ from test_plain import MIXED, MODEL, tiny_parts
 from rhea.generation.engine import Engine, EngineConfig
 from rhea.generation.plain import continue_prompts
 from rhea.models.quantized import quantize
-from rhea.models.slot_cache import CacheStorage, SlotCache
-from rhea.models.transformer import Transformer
+from rhea.models.slot_cache import CacheStorage
 
 INT8, _ = tiny_parts()
 quantize(INT8, "int8")
@@ -23,15 +22,6 @@ with torch.no_grad():
 REQUESTS = [MIXED[name] for name in ("picture", "film", "answer", "cool answer")]
 
 
-def engine_with(storage: CacheStorage, model: Transformer, config: EngineConfig) -> Engine:
-    engine = Engine(model, config)
-    cache = engine.cache
-    engine.cache = SlotCache(
-        model.config, len(cache.lengths), cache.max_len, cache.layers[0].dtype, "cpu", storage=storage
-    )
-    return engine
-
-
 @pytest.mark.parametrize("window", [1, 8])
 def test_int8_weights_give_the_plain_loops_tokens(window: int) -> None:
     requests = list(MIXED.values())
@@ -42,13 +32,13 @@ def test_int8_weights_give_the_plain_loops_tokens(window: int) -> None:
 
 @pytest.mark.parametrize("storage", ["int8", "fp8"])
 def test_a_cache_of_eight_bits_gives_one_result_for_any_schedule(storage: CacheStorage) -> None:
-    alone = [engine_with(storage, WIDE, EngineConfig(window=1, slots=2)).run([request])[0] for request in REQUESTS]
+    alone = [Engine(WIDE, EngineConfig(window=1, slots=2, cache=storage)).run([request])[0] for request in REQUESTS]
     assert alone != [continue_prompts(WIDE, [request])[0] for request in REQUESTS], "nothing was rounded"
 
     @settings(max_examples=6, deadline=None)
     @given(slots=st.integers(2, 9), chunk=st.integers(1, 40), window=st.sampled_from([1, 3, 16]))
     def check(slots: int, chunk: int, window: int) -> None:
-        config = EngineConfig(slots=slots, prefill_chunk=chunk, window=window)
-        assert engine_with(storage, WIDE, config).run(REQUESTS) == alone
+        config = EngineConfig(slots=slots, prefill_chunk=chunk, window=window, cache=storage)
+        assert Engine(WIDE, config).run(REQUESTS) == alone
 
     check()

@@ -106,6 +106,13 @@ def test_zeros_and_single_entries_are_exact(monkeypatch: pytest.MonkeyPatch, int
     assert torch.equal(int8_linear(x, weight, scale), expected)
 
 
+def test_activations_keep_sixteen_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, True)
+    x = normal(20, 64) * 10 ** normal(20, 1, seed=1)
+    back = int8_linear(x, 127 * torch.eye(64, dtype=torch.int8), torch.full((64,), 1 / 127))
+    assert ((back - x).abs() <= ACTIVATION_ERROR * x.abs().amax(1, keepdim=True)).all()
+
+
 def test_a_row_depends_on_no_other_to_the_last_bit() -> None:
     if not quantized._has_integer_products():
         pytest.skip("this CPU has no integer dot products")
@@ -155,6 +162,7 @@ def test_moved_cast_and_loaded_weights_are_noticed() -> None:
     tokens, model, other = torch.arange(12)[None], quantize(tiny_model(), "int8"), tiny_model()
     other.init_weights(seed=9)
     expected = quantize(other, "int8")(tokens)
+    model.to(torch.float64).to(torch.float32)
     with torch.inference_mode():
         model(tokens)
     model.load_state_dict(other.state_dict())
@@ -204,7 +212,8 @@ def test_fp8_takes_torchao_and_the_matrices_of_the_layers(monkeypatch: pytest.Mo
         quantize_=quantize_, PerRow=lambda: "rows", Float8DynamicActivationFloat8WeightConfig=lambda **kw: kw
     )
     monkeypatch.setitem(sys.modules, "torchao.quantization", fake)
-    quantize(tiny_model().bfloat16(), "fp8")
+    model = quantize(tiny_model().pack().bfloat16(), "fp8")
+    assert all(layer.attention.packed is None for layer in model.layers), "the old matrices are still used"
     assert len(chosen) == 2 * 7
     assert all(name.startswith("layers.") and name.endswith("_proj") for name in chosen)
 
