@@ -1,8 +1,9 @@
 """The requests of several benchmarks, and single forwards timed where in a picture they are wanted.
 
-What comes before need not be drawn: a prompt may end inside a grid, so rows of random codes are given and the next forwards are timed. A forward's time
-grows linearly with its position (attention reads one key more), so the mean over a picture is that of its middle.
-Times are taken every ``BLOCK`` forwards, after the device is done, and the median block counts.
+What comes before need not be drawn: a prompt may end inside a grid, so rows of random codes are given and the next
+forwards are timed. A forward's time grows linearly with its position (attention reads one key more), so the mean over a
+picture is that of its middle. Times are taken every ``BLOCK`` forwards, after the device is done, and the median block
+counts.
 """
 
 import time
