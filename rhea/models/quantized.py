@@ -1,6 +1,6 @@
-"""Decoder layers with matrices of eight bits: half the memory of bfloat16; on CPUs a quarter, for there is no packed copy.
+"""Decoder layers with matrices of eight bits: half the memory of bfloat16, on CPUs a quarter, as no copy is packed.
 
-What it saves there is memory, not time: prepacked bfloat16 is somewhat faster still (LOG.md).
+What it saves on CPUs is memory, not time: prepacked bfloat16 needs less of that at 110 M weights.
 
 int8 is symmetric, one scale per output row, rounded to nearest. On CPUs with integer dot products each row of
 activations is written as two int8 digits, sixteen bits in all, so both factors stay as small as they are stored and the
