@@ -107,6 +107,8 @@ def vision_rows() -> list[tuple[str, str, str, str]]:
         told = f"{case['do']} a {case['kind']} of {case['size']} x {case['size']}, released size, {case['dtype']}, CPU"
         figure = f"{case['seconds']['rhea']:.1f} s"
         memory = f"peak {case['peak_gb']['rhea']:.1f} GB, {case['peak_over_transformers']:.2f} x theirs"
+        if "working_memory_over_transformers" in case:
+            memory += f", without weights {case['working_memory_over_transformers']:.2f} x"
         beside = f"transformers: {case['times_faster']:.1f} x as long; {memory}"
         rows.append((told, figure, beside, "vision_tokenizer"))
     return rows

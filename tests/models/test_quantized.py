@@ -241,3 +241,12 @@ def test_without_a_transformer_there_is_nothing_to_quantize(tmp_path: Path) -> N
     save_checkpoint(tmp_path / "vision", checkpoint)
     with pytest.raises(InputError, match="no transformer to quantize"):
         rhea.load(tmp_path / "vision", weights="int8", device="cpu")
+
+
+def test_quantized_weights_are_not_saved(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    assert checkpoint.transformer is not None
+    quantize(checkpoint.transformer, "int8")
+    with pytest.raises(InputError, match="quantize it on loading"):
+        save_checkpoint(tmp_path / "folder", checkpoint)
+    assert not (tmp_path / "folder").exists()
