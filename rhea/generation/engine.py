@@ -120,6 +120,16 @@ class Engine:
         """Whether there is nothing to do."""
         return not self._waiting and not self._running
 
+    @property
+    def load(self) -> dict[str, int]:
+        """How many requests wait and run now, and how many of the cache's rows and tokens are theirs."""
+        return {
+            "waiting": len(self._waiting),
+            "running": len(self._running),
+            "rows": self._rows,
+            "cached_tokens": sum(self.cache.lengths[slot] for ticket in list(self._running) for slot in ticket.slots),
+        }
+
     def submit(self, request: Request) -> Ticket:
         """Take a request; InputError if it can never run here, BusyError if too many wait already."""
         check_fits(request, self.max_len)
