@@ -15,8 +15,9 @@ _BETTER = 1.05
 _AGAIN = 400
 """Steps after which windows near the present one are tried again."""
 _MOST = 64
-_FIRST_TOKENS = 16
-"""Tokens per forward, over all cache rows, at which a load's first window aims."""
+_FIRST_TOKENS, _MOST_TOKENS = 16, 256
+"""Tokens per forward, over all cache rows, at which a load's first window aims, and which none exceeds: the logits of
+more would take more memory than they could save time."""
 
 
 @dataclass
@@ -25,6 +26,7 @@ class _Climb:
 
     size: int
     best: int
+    most: int
     rates: dict[int, float] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -40,7 +42,7 @@ class _Climb:
         self.tokens, self.seconds = [], []
         if self.rates[self.size] > _BETTER * self.rates.get(self.best, 0.0):
             self.best = self.size
-        near = [size for size in (self.best // 2, self.best * 2) if 1 <= size <= _MOST]
+        near = [size for size in (self.best // 2, self.best * 2) if 1 <= size <= self.most]
         untried = [size for size in near if size not in self.rates]
         self.settled = 0 if untried else self.settled + _TRIAL
         if self.settled >= _AGAIN:
@@ -65,6 +67,6 @@ class WindowTuner:
     def _climb(self, rows: int) -> _Climb:
         load = max(rows, 1).bit_length()
         if load not in self._climbs:
-            first = max(_FIRST_TOKENS >> (load - 1), 1)
-            self._climbs[load] = _Climb(size=first, best=first)
+            first, most = (max(tokens >> (load - 1), 1) for tokens in (_FIRST_TOKENS, _MOST_TOKENS))
+            self._climbs[load] = _Climb(size=first, best=first, most=min(most, _MOST))
         return self._climbs[load]
