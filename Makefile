@@ -36,5 +36,5 @@ clean:
 	touch $@
 
 .venv/.development: .venv/.package
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,studio]'
 	touch $@

@@ -1,0 +1,111 @@
+"""What was made or uploaded in one visit, and which piece of it the tabs work on."""
+
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from rhea.serving.backend import Clip, Done, Draw, Edit, Extend
+from rhea.serving.errors import ApiError
+from rhea.serving.untrusted import MediaGuard, media_format
+from rhea.studio.show import data_url
+from rhea.studio.texts import say
+
+_MOST_PIECES = 24
+
+PICK = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-pick]');
+  if (button) trigger('select', {pick: Number(button.dataset.pick)});
+});
+"""
+"""Tells Python which piece was taken; buttons take the keyboard by themselves."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """A picture [H, W, 3] or film [T, H, W, 3], uint8, with the story of how it was made."""
+
+    pixels: np.ndarray
+    title: str
+    fps: float | None = None
+    task: Draw | Edit | Extend | None = None
+    """None for what was uploaded."""
+    done: Done | None = None
+
+    @property
+    def is_film(self) -> bool:
+        return self.pixels.ndim == 4
+
+    @property
+    def visual(self) -> np.ndarray | Clip:
+        """What the model is asked about."""
+        return Clip(frames=self.pixels, fps=self.fps or 1.0) if self.is_film else self.pixels
+
+
+@dataclass
+class Shelf:
+    """The pieces of one visit, the oldest of many forgotten. It lives in the session and is changed in place."""
+
+    pieces: dict[int, Piece] = field(default_factory=dict)
+    chosen: int | None = None
+    _made: int = 0
+
+    @property
+    def piece(self) -> Piece | None:
+        """The piece that the tabs work on."""
+        return None if self.chosen is None else self.pieces.get(self.chosen)
+
+    def put(self, piece: Piece) -> None:
+        """Add a piece and choose it."""
+        self._made += 1
+        self.pieces[self._made] = piece
+        self.chosen = self._made
+        for number in list(self.pieces)[:-_MOST_PIECES]:
+            del self.pieces[number]
+
+    def choose(self, number: int) -> None:
+        """Choose a piece; one that is gone leaves the choice as it is."""
+        if number in self.pieces:
+            self.chosen = number
+
+    def html(self, language: str) -> str:
+        """Return the shelf as buttons, newest first."""
+        if not self.pieces:
+            return f'<p class="rhea-note">{escape(say(language, "shelf_empty"))}</p>'
+        buttons = "".join(self._button(number, language) for number in reversed(self.pieces))
+        return f'<div class="rhea-shelf" role="group" aria-label="{escape(say(language, "shelf"))}">{buttons}</div>'
+
+    def _button(self, number: int, language: str) -> str:
+        piece = self.pieces[number]
+        label = escape(say(language, "take", title=piece.title))
+        pressed = "true" if number == self.chosen else "false"
+        shown = piece.pixels[0] if piece.is_film else piece.pixels
+        badge = f'<span class="badge" aria-hidden="true">▶ {len(piece.pixels)}</span>' if piece.is_film else ""
+        return (
+            f'<button type="button" data-pick="{number}" aria-pressed="{pressed}" aria-label="{label}" title="{label}">'
+            f'<img class="rhea-pixels" src="{data_url(_thumbnail(shown), quick=True)}" alt="">{badge}</button>'
+        )
+
+
+async def read_upload(guard: MediaGuard, path: str, name: str) -> Piece:
+    """Decode an uploaded file where it can do no harm; ApiError says what is wrong with it. A moving GIF is a film."""
+    size = Path(path).stat().st_size
+    data = b"" if size > guard.limits.max_bytes else Path(path).read_bytes()
+    if size > guard.limits.max_bytes:
+        raise ApiError(413, f"it has {size} bytes; {guard.limits.max_bytes} are allowed", code="media_too_large")
+    if media_format(data) in ("GIF", "MP4", "WEBM"):
+        film = await guard.film(data)
+        if len(film.frames) > 1:
+            return Piece(pixels=film.frames, fps=film.fps, title=name)
+        return Piece(pixels=film.frames[0], title=name)
+    if media_format(data) is None and data:
+        raise ApiError(400, "it must be PNG, JPEG, WebP, GIF, MP4 or WebM", code="unsupported_format")
+    return Piece(pixels=await guard.picture(data), title=name)
+
+
+def _thumbnail(pixels: np.ndarray, side: int = 96) -> np.ndarray:
+    """Return every n-th pixel: quick, and crisp for the small pictures of small models."""
+    step = max(1, max(pixels.shape[:2]) // side)
+    return np.ascontiguousarray(pixels[::step, ::step])

@@ -1,0 +1,83 @@
+"""Pixels as HTML: pictures, films that play and messages, all inside the page as data, and told to screen readers."""
+
+import base64
+import io
+import tempfile
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rhea import media
+
+STYLE = """
+.gradio-container { max-width: 70rem !important; margin: 0 auto !important; }
+.rhea-row { display: flex; flex-wrap: wrap; gap: 1rem; margin: .5rem 0; align-items: flex-start; }
+.rhea-row figure { margin: 0; width: min(16rem, 100%); }
+.rhea-pixels { width: 100%; image-rendering: pixelated; border-radius: 6px; display: block;
+  border: 1px solid var(--border-color-primary); }
+.rhea-row figcaption { font-size: .9rem; margin-top: .3rem; overflow-wrap: anywhere; }
+.rhea-note { opacity: .75; font-size: .85rem; }
+.rhea-error { border-left: 4px solid #c0392b; padding: .5rem .75rem; }
+.rhea-shelf { display: flex; gap: .5rem; overflow-x: auto; padding: .35rem; }
+.rhea-shelf button { flex: none; width: 4.6rem; min-height: 4.6rem; padding: 3px; border-radius: 8px; cursor: pointer;
+  border: 2px solid transparent; background: none; position: relative; }
+.rhea-shelf button[aria-pressed=true] { border-color: var(--color-accent); background: var(--color-accent-soft); }
+.rhea-shelf button:focus-visible { outline: 3px solid var(--color-accent); }
+.rhea-shelf .badge { position: absolute; right: 6px; bottom: 6px; font-size: .8rem; background: #000a; color: #fff;
+  border-radius: 4px; padding: 0 .25rem; }
+.rhea-strip { display: flex; gap: 3px; overflow-x: auto; }
+.rhea-strip figure { margin: 0; width: 4rem; flex: none; text-align: center; font-size: .75rem; }
+"""
+
+
+def data_url(pixels: np.ndarray, *, quick: bool = False) -> str:
+    """Return a picture uint8 [H, W, 3] as the address of itself; ``quick`` gives up size for time."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1 if quick else 6)
+    return _data("image/png", buffer.getvalue())
+
+
+def film_url(frames: np.ndarray, fps: float) -> str:
+    """Return a film uint8 [T, H, W, 3] as the address of itself, as MP4."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "film.mp4"
+        media.write_film(file, frames, fps)
+        return _data("video/mp4", file.read_bytes())
+
+
+def element(pixels: np.ndarray, alt: str, *, fps: float | None = None, quick: bool = False) -> str:
+    """Return the element of a picture [H, W, 3] or, with ``fps``, of a film [T, H, W, 3] that plays in a loop."""
+    if pixels.ndim == 3:
+        return f'<img class="rhea-pixels" src="{data_url(pixels, quick=quick)}" alt="{escape(alt)}">'
+    if fps is None or len(pixels) < 2:
+        return element(pixels[-1], alt, quick=quick)
+    source = film_url(pixels, fps)
+    attributes = "controls autoplay loop muted playsinline"
+    return f'<video class="rhea-pixels" src="{source}" aria-label="{escape(alt)}" {attributes}></video>'
+
+
+def figure(shown: str, caption: str, note: str = "") -> str:
+    """Return an element with its caption."""
+    small = f'<div class="rhea-note">{escape(note)}</div>' if note else ""
+    return f"<figure>{shown}<figcaption>{escape(caption)}{small}</figcaption></figure>"
+
+
+def row(figures: list[str]) -> str:
+    """Return figures side by side, wrapped where the page is narrow."""
+    return f'<div class="rhea-row">{"".join(figures)}</div>' if figures else ""
+
+
+def status(text: str) -> str:
+    """Return a message that screen readers tell when they have time."""
+    return f'<div role="status" aria-live="polite">{escape(text)}</div>'
+
+
+def error(text: str) -> str:
+    """Return a message that screen readers tell at once."""
+    return f'<div role="alert" class="rhea-error">{escape(text)}</div>'
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
