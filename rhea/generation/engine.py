@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from rhea.errors import BusyError, InputError
 from rhea.generation.coupling import Guess
 from rhea.generation.drawing import Drawing, draw_windows
+from rhea.generation.graphs import StepGraphs
 from rhea.generation.request import Progress, Request, check_fits
 from rhea.generation.sequence import Sequence, Window
 from rhea.generation.statistics import Statistics
@@ -53,6 +55,8 @@ class EngineConfig:
     maximal coupling, which keeps more of them and changes the tokens, but not their law, with every window."""
     cache: CacheStorage = "model"
     """What keys and values are kept in: the model's dtype, or eight bits ("int8", "fp8") for less memory."""
+    graphs: bool | None = None
+    """Whether steps are padded to fixed shapes and, on CUDA, replayed as graphs; None: on CUDA only."""
     max_waiting: int = 256
     """Requests that may wait; one more is refused."""
 
@@ -109,6 +113,8 @@ class Engine:
         self.cache = SlotCache(
             model.config, self.config.slots, self.max_len, weight.dtype, weight.device, self.config.cache
         )
+        graphs = weight.device.type == "cuda" if self.config.graphs is None else self.config.graphs
+        self._graphs = StepGraphs(model, self.cache) if graphs else None
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._free = list(range(self.config.slots))
@@ -155,19 +161,18 @@ class Engine:
         """Run forwards of the usual sizes on an idle engine, so that the first request finds weights packed and memory
         and kernels ready; ``say`` is told what each took."""
         assert self.idle, "requests are running"
-        any_1N = torch.zeros(1, self.max_len, dtype=torch.int64, device=self.device)
         for tokens in (size for size in (1, 2, 8, 16, 64, self.config.prefill_chunk) if size <= self.max_len):
-            start = time.perf_counter()
+            feeds, start = {slot: [0] * tokens for slot in range(min(self.config.slots, 2))}, time.perf_counter()
             for _ in range(2):  # the first one prepares
                 taken, start = time.perf_counter() - start, time.perf_counter()
-                self.cache.feed([(0, tokens)])
-                state = self.model.hidden(any_1N[:, :tokens], cache=self.cache)[0, -1]
-                state.isfinite().all().item()  # waits for the device
-                self.cache.truncate(0, 0)
+                states_ND, _ = self._hidden(feeds)
+                states_ND.isfinite().all().item()  # waits for the device
+                for slot in feeds:
+                    self.cache.truncate(slot, 0)
+                    self._held[slot] = []
             if say is not None:
-                again = time.perf_counter() - start
+                again, tokens = time.perf_counter() - start, tokens * len(feeds)
                 say(f"{tokens:4} tokens: {1000 * again:.1f} ms a forward, {1000 * taken:.1f} ms the first time")
-        self._held[0] = []
 
     def abort(self, error: Exception) -> None:
         """Let all requests fail with this error and start afresh, trusting nothing that the cache holds."""
@@ -371,16 +376,20 @@ class Engine:
 
     def _forward(self, feeds: dict[int, list[int]]) -> tuple[Tensor, dict[int, int]]:
         """Run the model; return the states [N, D] and where each slot's begin."""
-        flat, starts = list[int](), dict[int, int]()
         for slot, tokens in feeds.items():
-            starts[slot] = len(flat)
-            flat += tokens
             self._held[slot] += tokens
-        self.cache.feed([(slot, len(tokens)) for slot, tokens in feeds.items()])
-        states_1ND = self.model.hidden(torch.tensor([flat], device=self.device), cache=self.cache)
+            self.statistics.tokens_fed += len(tokens)
         self.statistics.forwards += 1
-        self.statistics.tokens_fed += len(flat)
-        return states_1ND[0], starts
+        return self._hidden(feeds)
+
+    def _hidden(self, feeds: dict[int, list[int]]) -> tuple[Tensor, dict[int, int]]:
+        if self._graphs is not None and (padded := self._graphs.forward(feeds)) is not None:
+            return padded
+        ends = list(accumulate(len(tokens) for tokens in feeds.values()))
+        self.cache.feed([(slot, len(tokens)) for slot, tokens in feeds.items()])
+        flat_1N = torch.tensor([list(chain.from_iterable(feeds.values()))], device=self.device)
+        states_1ND = self.model.hidden(flat_1N, cache=self.cache)
+        return states_1ND[0], dict(zip(feeds, [0, *ends], strict=False))
 
     # What comes of it
 

@@ -107,8 +107,8 @@ class SlotCache:
         self, layer: int, queries_1NHK: Tensor, keys_1NGK: Tensor, values_1NGK: Tensor, visibility: Visibility
     ) -> Tensor:
         """Store the new keys and values; attend each slot's queries to its own keys, [1, N, H, K]."""
-        self._store(layer, 0, keys_1NGK[0])
-        self._store(layer, 1, values_1NGK[0])
+        self.store(layer, 0, keys_1NGK[0], self._slots_N, self._positions_N)
+        self.store(layer, 1, values_1NGK[0], self._slots_N, self._positions_N)
         outputs = []
         for run in self._runs:
             slots = run.slots.stop - run.slots.start
@@ -118,27 +118,27 @@ class SlotCache:
             if run.fresh and self.storage == "model":
                 attended = attend(queries, keys, values, Visibility(causal=True))
             else:
-                known_SGLK, content_SGLK = self._read(layer, run).unbind(1)
+                known_SGLK, content_SGLK = self.read(layer, run.slots, run.length).unbind(1)
                 attended = attend_cached(queries, known_SGLK, content_SGLK, run.visibility)
             outputs.append(attended.flatten(0, 1))
         return torch.cat(outputs)[None]
 
-    def _store(self, layer: int, part: int, new_NGK: Tensor) -> None:
-        """Write the new keys (part 0) or values (part 1)."""
+    def store(self, layer: int, part: int, new_NGK: Tensor, slots_N: Tensor, positions_N: Tensor) -> None:
+        """Write new keys (part 0) or values (part 1) at their places."""
         cache = self.layers[layer]
         if self.storage == "int8":
-            new_NGK, self.scales[layer][self._slots_N, part, :, self._positions_N] = to_int8(new_NGK)
+            new_NGK, self.scales[layer][slots_N, part, :, positions_N] = to_int8(new_NGK)
         elif self.storage == "fp8":
             new_NGK = to_fp8(new_NGK)
-        cache[self._slots_N, part, :, self._positions_N] = new_NGK.to(cache.dtype)
+        cache[slots_N, part, :, positions_N] = new_NGK.to(cache.dtype)
 
-    def _read(self, layer: int, run: _Run) -> Tensor:
-        """Return keys and values of a run [S, 2, G, L, K]: a view, unless they must be widened."""
-        stored = self.layers[layer][run.slots, :, :, : run.length]
+    def read(self, layer: int, slots: slice, length: int) -> Tensor:
+        """Return the first keys and values of some slots [S, 2, G, L, K]: a view, unless they must be widened."""
+        stored = self.layers[layer][slots, :, :, :length]
         if self.storage == "model":
             return stored
         if self.storage == "int8":
-            return (stored * self.scales[layer][run.slots, :, :, : run.length]).to(self.dtype)
+            return (stored * self.scales[layer][slots, :, :, :length]).to(self.dtype)
         return stored.to(self.dtype)
 
     def finish(self) -> None:

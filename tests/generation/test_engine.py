@@ -46,6 +46,7 @@ def test_any_schedule_gives_the_plain_loops_tokens(alone: list[list[int]], data:
         slots=data.draw(st.integers(2, 9), label="slots"),
         prefill_chunk=data.draw(st.integers(1, 40), label="prefill_chunk"),
         window=data.draw(st.sampled_from([1, 2, 3, 7, 20]), label="window"),
+        graphs=data.draw(st.booleans(), label="graphs"),
     )
     engine, tickets = Engine(MODEL, config), dict[int, Ticket]()
     order = data.draw(st.permutations(range(len(alone))), label="order")
@@ -56,6 +57,17 @@ def test_any_schedule_gives_the_plain_loops_tokens(alone: list[list[int]], data:
     while not engine.idle:
         engine.step()
     assert [tickets[number].tokens for number in range(len(alone))] == alone
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_padded_steps_give_the_same_tokens(alone: list[list[int]], window: int) -> None:
+    engine = Engine(MODEL, EngineConfig(window=window, graphs=True))
+    assert engine.run(requests()) == alone
+    assert engine._graphs is not None
+    assert engine._graphs.replays > engine.statistics.forwards / 2
+    # Slots that end where the padding would stand are fed as they are.
+    tight = EngineConfig(window=window, graphs=True, slots=2, max_len=len(requests()[0].prompt) + 21)
+    assert Engine(MODEL, tight).run(requests()[:1]) == alone[:1]
 
 
 def test_the_packed_model_gives_the_same_tokens(alone: list[list[int]]) -> None:
@@ -227,9 +239,12 @@ def test_warming_up_says_what_it_does_and_leaves_no_trace(alone: list[list[int]]
     engine, said = Engine(MODEL, EngineConfig(prefill_chunk=40)), list[str]()
     engine.run(requests()[:2])
     engine.warm_up(said.append)
-    assert [line.split()[0] for line in said] == ["1", "2", "8", "16", "64", "40"]
-    assert engine.statistics.forwards > 0
+    assert [line.split()[0] for line in said] == ["2", "4", "16", "32", "128", "80"]
     assert engine.run(requests()) == alone
+    padded = Engine(MODEL, EngineConfig(graphs=True))
+    padded.warm_up()
+    assert padded.statistics.forwards == 0
+    assert padded.run(requests()) == alone
 
 
 def test_free_documents_mix_text_and_pictures() -> None:
