@@ -36,5 +36,5 @@ clean:
 	touch $@
 
 .venv/.development: .venv/.package
-	$(PIP) --editable '.[dev,studio]'
+	$(PIP) --editable '.[dev,serve,studio]'
 	touch $@

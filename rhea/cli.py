@@ -381,9 +381,66 @@ def demo(output: Path = Path("demo"), model: ModelOptions = ModelOptions()) -> N
     _say(f"open {page}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Where the server listens and what it takes on."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines in, who then need a key."""
+    port: int = 8000
+    """0 takes any that is free."""
+    api_key: Annotated[tuple[str, ...], arg(metavar="KEY")] = ()
+    """Clients must send one of these; RHEA_API_KEYS (with commas between) hides them from other users."""
+    no_key: bool = False
+    """Let other machines in without a key."""
+    slots: Annotated[int, arg(metavar="ROWS")] = 16
+    """Rows of the cache: requests worked on at once; a guided picture takes two."""
+    max_requests: Annotated[int, arg(metavar="N")] = 128
+    """Requests under way at once; one more is refused with 429."""
+    max_tokens: Annotated[int, arg(metavar="N")] = 65_536
+    """Tokens under way at once, likewise."""
+    deadline: Annotated[float, arg(metavar="SECONDS")] = 600.0
+    """For the model's work on one request."""
+    drain: Annotated[float, arg(metavar="SECONDS")] = 30.0
+    """For what is under way when the server is told to stop."""
+
+
+def serve(
+    folder: Annotated[str | None, Positional, arg(metavar="[CHECKPOINT]")] = None,
+    options: ServeOptions = ServeOptions(),
+    model: ModelOptions = ModelOptions(),
+) -> None:
+    """Serve the model to OpenAI clients: chat, pictures, edits, over HTTP at /v1.
+
+    $ rhea serve
+
+    $ rhea serve my-checkpoint --port 9000
+
+    $ RHEA_API_KEYS=secret rhea serve --host 0.0.0.0
+
+    Then, in Python:
+
+        client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+        client.images.generate(prompt="a small red circle", response_format="b64_json")
+
+    Ctrl-C lets it finish what it has begun, and stops it.
+
+    Args:
+        folder: Checkpoint folder or hub id; the default model if not given. The same as --checkpoint.
+    """
+    try:
+        from rhea.serving import serve as serving
+    except ImportError as error:
+        raise InputError(f"{error.name} is missing: pip install 'rhea[serve]'") from None
+    if folder is not None and model.checkpoint is not None:
+        raise InputError("a checkpoint was given twice: once is enough")
+    chosen = {**vars(model), "checkpoint": folder or model.checkpoint, "slots": options.slots}
+    serving.serve(serving.ModelChoice(**chosen), serving.Listening(**vars(options)), _say)
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (generate, ask, extend, edit, reconstruct, train, evaluate, inspect, convert, demo)
+    for function in (generate, ask, extend, edit, reconstruct, train, evaluate, inspect, convert, demo, serve)
 }
 _RECIPES = {
     "debug": ("rhea.recipes.debug", "debug"),

@@ -7,7 +7,7 @@ steps, so a cancelled request is gone before the next forward.
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from rhea.generation.engine import Engine, Ticket
@@ -45,7 +45,7 @@ class BackgroundEngine:
         self._calls.put(self._close)
         self._thread.join()
 
-    async def stream(self, request: Request) -> AsyncIterator[list[int]]:
+    async def stream(self, request: Request) -> AsyncGenerator[list[int], None]:
         """Yield new tokens as they are written; leaving the loop early, or being cancelled, cancels the request.
 
         Raises what ``Engine.submit`` raises, and the request's own error.

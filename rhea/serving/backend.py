@@ -4,7 +4,7 @@ No torch here: arrays in, arrays and text out. ``local.py`` answers in this proc
 die and be born again; tests answer with a fake.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -137,7 +137,7 @@ class Backend(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
-    def run(self, task: Task, *, partials: int | None = None) -> AsyncIterator[Event]:
+    def run(self, task: Task, *, partials: int | None = None) -> AsyncGenerator[Event, None]:
         """Work on a task; the last event is ``Done``. ``partials``: rows of codes between two Partials; 0 for none.
 
         Leaving the loop cancels within one step. Raises InputError for what the user can mend, BusyError where too much

@@ -4,6 +4,7 @@ Messages are written here or are InputErrors, which are written for users; whate
 that tells nothing. So no stack trace, path or decoder's message ever leaves the server.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -55,6 +56,8 @@ class ApiError(Exception):
 
 def api_error(error: BaseException) -> ApiError:
     """Return what a client is told of any error."""
+    if isinstance(error, ExceptionGroup):  # several pictures of one request: the first that failed
+        return api_error(error.exceptions[0])
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InputError):
@@ -84,13 +87,13 @@ def _invalid(error: RequestValidationError | ValidationError) -> ApiError:
     return ApiError(400, f"{path}: {said}" if path else said, code="invalid_value", param=path)
 
 
-def install(app: FastAPI) -> None:
-    """Let an app answer every error in this shape."""
+def install(app: FastAPI, refused: Callable[[BaseException], ApiError] = api_error) -> None:
+    """Let an app answer every error in this shape; ``refused`` may count them."""
 
     async def answer(_: Request, error: Exception) -> JSONResponse:
-        return api_error(error).response()
+        return refused(error).response()
 
-    for kind in (ApiError, InputError, BusyError, BackendDiedError, TimeoutError):
-        app.add_exception_handler(kind, answer)
-    for kind in (RequestValidationError, ValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, answer)
+    for kind in (ApiError, InputError, BusyError, BackendDiedError, TimeoutError, ExceptionGroup):
+        app.add_exception_handler(kind, answer)  # type: ignore[arg-type]
+    for ours in (RequestValidationError, ValidationError, HTTPException, Exception):
+        app.add_exception_handler(ours, answer)

@@ -1,0 +1,285 @@
+"""The model in this process: one engine that never rests, and tasks turned into its requests as ``Rhea``'s methods do.
+
+Pixels are coded and decoded in one thread of their own, so that neither the event loop nor the engine waits for them.
+Whatever breaks while a task is worked on is a ``BackendDiedError`` for that task alone.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
+
+from rhea import media
+from rhea.errors import BusyError, InputError
+from rhea.generation.background import BackgroundEngine
+from rhea.generation.completion import Completion, Prompt
+from rhea.generation.engine import Engine
+from rhea.generation.model import Rhea
+from rhea.generation.preview import Follower, Preview
+from rhea.generation.prompts import Continuation
+from rhea.generation.request import Request, check_fits
+from rhea.generation.results import Film, Picture
+from rhea.logging import logger
+from rhea.serving.backend import (
+    Answer,
+    BackendDiedError,
+    Clip,
+    Done,
+    Draw,
+    Edit,
+    Event,
+    Extend,
+    ModelInfo,
+    Partial,
+    Task,
+    TextDelta,
+)
+from rhea.serving.limits import Bounds
+from rhea.tokenizers.text import TextTokenizer
+
+T = TypeVar("T")
+
+_UNFINISHED = "\ufffd"
+"""What the bytes of half a character are decoded to."""
+
+
+class LocalBackend:
+    """A ``Backend`` while its ``async with`` block runs."""
+
+    def __init__(self, model: Rhea, *, name: str = "rhea", bounds: Bounds | None = None) -> None:
+        """The model's own ``EngineConfig`` (``Completer.engine``) bounds the engine."""
+        self.model, self.completer, self.bounds = model, model.completer, bounds or Bounds()
+        config = replace(self.completer.engine, max_waiting=max(self.bounds.max_requests, 1))
+        self.engine = Engine(self.completer.transformer, config, statistics=self.completer.statistics)
+        self._background = BackgroundEngine(self.engine)
+        self._pixels = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pixels")
+        self._requests = self._tokens = 0
+        self._open = False
+        defaults = model.defaults
+        self._info = ModelInfo(
+            name=name,
+            trained_on=model.trained_on,
+            height=defaults.height,
+            width=defaults.width,
+            num_frames=defaults.num_frames,
+            fps=defaults.fps,
+            max_tokens=self.engine.max_len,
+        )
+
+    async def __aenter__(self) -> "LocalBackend":
+        self._background.__enter__()
+        self._open = True
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._open = False
+        await asyncio.to_thread(self._background.__exit__)
+        self._pixels.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def ready(self) -> bool:
+        return self._open
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    async def counters(self) -> dict[str, float]:
+        """Return the engine's statistics and load, and the requests and tokens that are under way."""
+        return {
+            **asdict(self.completer.statistics),
+            **self.engine.load,
+            "slots": self.engine.config.slots,
+            "requests": self._requests,
+            "tokens": self._tokens,
+        }
+
+    async def run(self, task: Task, *, partials: int | None = None) -> AsyncGenerator[Event, None]:
+        if self._requests >= self.bounds.max_requests:
+            raise BusyError(f"{self._requests} requests are under way already: try again later")
+        self._requests += 1
+        try:
+            async with contextlib.aclosing(self._events(task, partials)) as events:
+                async for event in events:
+                    yield event
+        except (InputError, BusyError, BackendDiedError):
+            raise
+        except Exception as error:  # out of memory, say
+            logger.exception("a task broke down")
+            raise BackendDiedError("the engine broke down while it worked on this") from error
+        finally:
+            self._requests -= 1
+
+    async def _events(self, task: Task, partials: int | None) -> AsyncGenerator[Event, None]:
+        prompt = await self._prompt(task)
+        if isinstance(prompt, Continuation):
+            events = self._windows(prompt, partials)
+        elif prompt.next is None:
+            events = self._answer(prompt)
+        else:
+            events = self._drawing(prompt, partials)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _prompt(self, task: Task) -> Prompt | Continuation:
+        """Write a task's prompt, pixels and all, away from the event loop."""
+        write = self.model.prompts
+        match task:
+            case Draw():
+                video = task.num_frames is not None
+                film: dict[str, Any] = {"num_frames": task.num_frames, "fps": task.fps} if video else {}
+                return write.draw(task.prompt, size=task.size, video=video, **film, **asdict(task.sampling))
+            case Edit():
+                return await self._in_thread(
+                    lambda: write.edit(task.images, task.instruction, size=task.size, **asdict(task.sampling))
+                )
+            case Extend():
+                settings = asdict(task.sampling)
+                settings.pop("sample_index")
+                film_ = media.Film(frames=task.film.frames, fps=task.film.fps)
+                return await self._in_thread(
+                    lambda: write.extend(film_, task.num_frames, caption=task.caption, **settings)
+                )
+            case Answer():
+                settings = asdict(task.sampling)
+                del settings["guidance_scale"], settings["negative_prompt"]
+                visual = task.visual
+                source = media.Film(frames=visual.frames, fps=visual.fps) if isinstance(visual, Clip) else visual
+                settings["max_new_tokens"] = task.max_new_tokens
+                if source is None:
+                    return write.answer(None, task.turns, **settings)
+                return await self._in_thread(lambda: write.answer(source, task.turns, **settings))
+
+    async def _answer(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
+        request, vocabulary = await self._request(prompt), self.completer.grammar.vocabulary
+        text, token_ids = TextStream(self.completer.grammar.text_tokenizer), list[int]()
+        async with contextlib.aclosing(self._tokens_of(request)) as stream:
+            async for tokens in stream:
+                token_ids += tokens
+                if delta := text.take([token for token in tokens if token in vocabulary.text]):
+                    yield TextDelta(text=delta)
+        whole = self.completer.completion(prompt, request, token_ids).text
+        if rest := text.rest(whole):
+            yield TextDelta(text=rest)
+        cut = len(token_ids) == request.max_new_tokens and token_ids[-1] != vocabulary.eos
+        yield _done(request, token_ids, text=whole, finish_reason="length" if cut else "stop")
+
+    async def _drawing(self, prompt: Prompt, partials: int | None) -> AsyncGenerator[Event, None]:
+        request, completion = await self._request(prompt), None
+        async with contextlib.aclosing(self._written(prompt, request, partials)) as events:
+            async for event in events:
+                if isinstance(event, Completion):
+                    completion = event
+                elif not event.final:
+                    yield _partial(event)
+        assert completion is not None
+        made = (await self._in_thread(self.model.results, [prompt], [completion]))[0]
+        yield _seen(request, made, completion.token_ids)
+
+    async def _windows(self, longer: Continuation, partials: int | None) -> AsyncGenerator[Event, None]:
+        prompt_tokens = 0
+        while not longer.done:
+            prompt = longer.prompt()
+            request = await self._request(prompt)
+            prompt_tokens += len(request.prompt)
+            async with contextlib.aclosing(self._written(prompt, request, partials)) as events:
+                async for event in events:
+                    if isinstance(event, Completion):
+                        await self._in_thread(longer.add, event)
+                    elif (seen := longer.shown(event)) is not None and not seen.final:
+                        yield _partial(seen)
+        film = longer.film()
+        yield replace(_seen(request, film, film.token_ids), prompt_tokens=prompt_tokens)
+
+    async def _written(
+        self, prompt: Prompt, request: Request, partials: int | None
+    ) -> AsyncGenerator[Preview | Completion, None]:
+        """Yield previews, that of the whole included, and at last what was written."""
+        token_ids, pixels, follower = list[int](), None, None
+        if partials != 0:
+            follower = self.completer.follower(prompt, request, partials)
+        async with contextlib.aclosing(self._tokens_of(request)) as stream:
+            async for tokens in stream:
+                token_ids += tokens
+                if follower is not None and follower.feed(tokens):
+                    seen = await self._in_thread(_shown, self.model, follower)
+                    pixels = seen.pixels if seen.final else None
+                    yield seen
+        yield replace(self.completer.completion(prompt, request, token_ids), pixels=pixels)
+
+    async def _request(self, prompt: Prompt) -> Request:
+        request = (await asyncio.to_thread(self.completer.requests, [prompt]))[0]
+        check_fits(request, self.engine.max_len)  # before anything is reserved for its pixels
+        return request
+
+    async def _tokens_of(self, request: Request) -> AsyncGenerator[list[int], None]:
+        """Yield what the engine writes, if that much more may be under way."""
+        tokens = (len(request.prompt) + request.max_new_tokens) * (2 if request.guided else 1)
+        if self._tokens and self._tokens + tokens > self.bounds.max_tokens:
+            raise BusyError(f"{self._tokens} tokens are under way already: try again later")
+        self._tokens += tokens
+        try:
+            async with contextlib.aclosing(self._background.stream(request)) as stream:
+                async for new in stream:
+                    yield new
+        finally:
+            self._tokens -= tokens
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pixels, function, *arguments)
+
+
+class TextStream:
+    """Turns tokens of a text into pieces that joined are the text; half a character waits for its other half.
+
+    White space at either end is no part of an answer, so it waits as well.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._pending: list[int] = []
+        self._space = ""
+        self.told = ""
+        """All pieces so far."""
+
+    def take(self, token_ids: list[int]) -> str:
+        """Return what further tokens add."""
+        self._pending += token_ids
+        text = self._tokenizer.decode(self._pending)
+        if text.endswith(_UNFINISHED):
+            return ""
+        self._pending = []
+        text = self._space + text
+        if not self.told:
+            text = text.lstrip()
+        solid = text.rstrip()
+        self._space = text[len(solid) :]
+        self.told += solid
+        return solid
+
+    def rest(self, whole: str) -> str:
+        """Return what is left of the whole text at its end."""
+        assert whole.startswith(self.told), (whole, self.told)
+        return whole[len(self.told) :]
+
+
+def _shown(model: Rhea, follower: Follower) -> Preview:
+    with model.completer.statistics.decoding_pixels():
+        return follower.show()
+
+
+def _partial(seen: Preview) -> Partial:
+    return Partial(pixels=seen.pixels, rows_done=seen.rows_done, rows=seen.rows)
+
+
+def _done(request: Request, token_ids: list[int], **result: Any) -> Done:
+    return Done(token_ids=tuple(token_ids), prompt_tokens=len(request.prompt), new_tokens=len(token_ids), **result)
+
+
+def _seen(request: Request, made: Picture | Film, token_ids: list[int]) -> Done:
+    if isinstance(made, Picture):
+        return _done(request, token_ids, pixels=made.pixels, codes=made.codes)
+    return _done(request, token_ids, pixels=made.frames, fps=made.fps, codes=made.codes)

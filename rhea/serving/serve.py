@@ -1,0 +1,158 @@
+"""From a choice of model to a server that runs until it is told to stop, and then finishes what it has begun."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import uvicorn
+from fastapi import FastAPI
+
+from rhea.errors import InputError
+from rhea.serving.app import create_app
+from rhea.serving.choice import ModelChoice
+from rhea.serving.limits import Bounds, ServerSettings
+from rhea.serving.process import ProcessBackend
+from rhea.serving.untrusted import MediaGuard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Where a server listens and what it takes on; the command line explains each."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: tuple[str, ...] = ()
+    no_key: bool = False
+    slots: int = 16
+    max_requests: int = 128
+    max_tokens: int = 65_536
+    deadline: float = 600.0
+    drain: float = 30.0
+
+    @property
+    def settings(self) -> ServerSettings:
+        """What the app is to allow, keys from the environment included."""
+        named = (key.strip() for key in os.environ.get("RHEA_API_KEYS", "").split(","))
+        keys = (*self.api_key, *(key for key in named if key))
+        return ServerSettings(api_keys=keys, deadline_seconds=self.deadline, drain_seconds=self.drain)
+
+    def check(self) -> None:
+        """Raise InputError for what must not be."""
+        if not _is_loopback(self.host) and not self.settings.api_keys and not self.no_key:
+            raise InputError(
+                f"at {self.host} other machines could use this server without a key: give --api-key KEY "
+                "(or RHEA_API_KEYS in the environment), or --no-key if that is what you want"
+            )
+        if not 0 <= self.port < 65536:
+            raise InputError(f"--port {self.port}: a port is a number from 0 to 65535")
+        for name in ("slots", "max_requests", "max_tokens", "deadline", "drain"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be a positive number")
+
+
+def serve(
+    model: ModelChoice,
+    options: Listening,
+    say: Callable[[str], None],
+    mount: Callable[[FastAPI], FastAPI] | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; then take nothing new and finish what is under way, for ``drain`` seconds at most.
+
+    ``mount`` may put more on the app. ``say`` is told the address once requests are taken.
+    """
+    options.check()
+    for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again after it has stopped
+        signal.signal(name, lambda *_: None)
+    bounds = Bounds(max_requests=options.max_requests, max_tokens=options.max_tokens)
+    backend = ProcessBackend(model, bounds=bounds)
+    asyncio.run(_serve(backend, options, say, mount))
+
+
+async def _serve(
+    backend: ProcessBackend,
+    options: Listening,
+    say: Callable[[str], None],
+    mount: Callable[[FastAPI], FastAPI] | None,
+) -> None:
+    async with backend, _guarding() as guard:
+        app = create_app(backend, options.settings, guard)
+        async with running(mount(app) if mount else app, options) as server:
+            say(_welcome(server, options, backend.info.name))
+            await server.wait()
+
+
+class RunningServer:
+    """A uvicorn server at work."""
+
+    def __init__(self, server: uvicorn.Server, task: "asyncio.Task[None]", port: int) -> None:
+        self._server, self._task, self.port = server, task, port
+
+    async def wait(self) -> None:
+        """Wait until it has stopped."""
+        await asyncio.shield(self._task)
+
+    def stop(self) -> None:
+        """Let it finish what is under way and stop."""
+        self._server.should_exit = True
+
+
+@contextlib.asynccontextmanager
+async def running(app: FastAPI, options: Listening) -> AsyncIterator[RunningServer]:
+    """Serve an app while the block runs; what is under way at its end has ``drain`` seconds."""
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        log_level=logging.WARNING,
+        timeout_graceful_shutdown=max(round(options.drain), 1),
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 * 2**10,
+        limit_concurrency=None,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            if task.done():
+                await task
+                raise InputError(f"cannot listen at {options.host}, port {options.port}: is it taken? Try --port 0")
+            await asyncio.sleep(0.01)
+        yield RunningServer(server, task, server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        await task
+
+
+@contextlib.asynccontextmanager
+async def _guarding() -> AsyncIterator[MediaGuard]:
+    guard = MediaGuard()
+    await guard.start()
+    try:
+        yield guard
+    finally:
+        await guard.stop()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _welcome(server: RunningServer, options: Listening, model: str) -> str:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{server.port}"
+    key = ' -H "Authorization: Bearer $KEY"' if options.settings.api_keys else ""
+    body = '{"prompt": "a small red circle", "response_format": "url"}'
+    return (
+        f"{model} is served at {address}/v1 (documentation: {address}/docs). Try:\n\n"
+        f"  curl {address}/v1/images/generations{key} -H 'Content-Type: application/json' -d '{body}'\n\n"
+        "Ctrl-C lets it finish what it has begun, and stops it."
+    )

@@ -1,0 +1,117 @@
+"""The engine's own process: ``python -m rhea.serving.worker FD`` answers the messages of ``process.py`` on a socket.
+
+It lives as long as the socket: when the server is gone, however that came, the stream ends and so does this process.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from typing import Any
+
+from rhea.config import from_dict
+from rhea.errors import BusyError, InputError
+from rhea.generation.engine import EngineConfig
+from rhea.generation.loading import load_model
+from rhea.logging import logger
+from rhea.serving.backend import Task
+from rhea.serving.choice import ModelChoice
+from rhea.serving.limits import Bounds
+from rhea.serving.local import LocalBackend
+from rhea.serving.wire import BrokenStreamError, pack, receive
+
+
+def load(choice: ModelChoice, bounds: Bounds) -> LocalBackend:
+    """Load a model into this process."""
+    model = load_model(
+        choice.checkpoint,
+        device=choice.device,
+        dtype=choice.dtype,
+        vision_tokenizer=choice.vision_tokenizer,
+        tile=choice.tile,
+        weights=choice.weights,
+        engine=EngineConfig(
+            slots=choice.slots,
+            max_len=choice.max_len,
+            window=choice.window,
+            parallel=choice.parallel,
+            cache=choice.cache,
+        ),
+    )
+    return LocalBackend(model, name=choice.name, bounds=bounds)
+
+
+class Worker:
+    """Works on what comes in until the stream ends."""
+
+    def __init__(self, backend: LocalBackend, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._backend, self._reader, self._writer = backend, reader, writer
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def serve(self) -> None:
+        """Take messages: run a task, cancel one, tell the counters."""
+        await self._send({"kind": "ready", "info": self._backend.info})
+        while True:
+            message = await receive(self._reader)
+            number = message["number"]
+            if message["kind"] == "cancel":
+                if (task := self._tasks.get(number)) is not None:
+                    task.cancel()
+                continue
+            work = self._counters(number) if message["kind"] == "counters" else self._run(number, message)
+            self._tasks[number] = asyncio.create_task(work)
+            self._tasks[number].add_done_callback(lambda _, number=number: self._tasks.pop(number, None))  # type: ignore[misc]
+
+    async def _run(self, number: int, message: dict[str, Any]) -> None:
+        task: Task = message["task"]
+        try:
+            async with contextlib.aclosing(self._backend.run(task, partials=message["partials"])) as events:
+                async for event in events:
+                    await self._send({"kind": "event", "number": number, "event": event})
+            await self._send({"kind": "end", "number": number})
+        except Exception as error:
+            kinds = {InputError: "input", BusyError: "busy"}
+            kind = next((name for cls, name in kinds.items() if isinstance(error, cls)), "died")
+            message_ = str(error) if kind != "died" else "the engine broke down while it worked on this"
+            await self._send({"kind": "error", "number": number, "error": kind, "message": message_})
+
+    async def _counters(self, number: int) -> None:
+        await self._send({"kind": "counters", "number": number, "counters": await self._backend.counters()})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        self._writer.write(pack(message))
+        await self._writer.drain()
+
+
+async def work(descriptor: int) -> None:
+    """Load the model that the first message names, then serve it."""
+    reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor))
+    message = await receive(reader)
+    choice, bounds = from_dict(ModelChoice, message["model"]), from_dict(Bounds, message["bounds"])
+    try:
+        backend = await asyncio.to_thread(load, choice, bounds)
+    except (InputError, OSError) as error:
+        writer.write(pack({"kind": "refused", "message": str(error)}))
+        await writer.drain()
+        return
+    async with backend:
+        await Worker(backend, reader, writer).serve()
+
+
+def main() -> None:
+    """Serve until the other end of the socket is closed, then leave at once, whatever the engine is at."""
+    code = 0
+    try:
+        asyncio.run(work(int(sys.argv[1])))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass  # the server is gone
+    except BrokenStreamError as error:
+        logger.error("the server's messages make no sense: %s", error)
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
