@@ -57,7 +57,7 @@ class Inspection:
     """float32 [N]: bits of the law that each new token was drawn from (guided, constrained, tempered, truncated); 0
     where the grammar leaves no choice."""
     log_probability: np.ndarray
-    """float32 [N]: natural logarithm of that law's probability of the token; minus infinity if it could not be drawn."""
+    """float32 [N]: natural logarithm of that law's probability of the token; minus infinity if it had none."""
 
     @property
     def new(self) -> int:
@@ -91,7 +91,7 @@ def inspect(completer: Completer, prompt: Prompt, token_ids: Sequence[int]) -> I
     check_fits(request, completer.transformer.config.max_seq_len)
     entropy, log_probability = _certainty(completer.transformer, request, token_ids)
     assert prompt.next is not None
-    frames, height, width = completer.grammar.grid(prompt.next)
+    _, height, width = completer.grammar.grid(prompt.next)
     shape = (height, width) if isinstance(prompt.next, ImageSize) else (-1, height, width)
     return Inspection(
         token_ids=np.array([*request.prompt, *token_ids], dtype=np.int64),

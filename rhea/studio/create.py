@@ -1,12 +1,12 @@
 """Create: a text becomes pictures that appear row by row while their tokens are predicted, or a film."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 import gradio as gr
 
-from rhea.serving.backend import Done, Draw, Event, Partial, Sampling
+from rhea.serving.backend import Done, Draw, Edit, Event, Partial, Sampling
 from rhea.studio import show
 from rhea.studio.desk import Desk
 from rhea.studio.shelf import Piece, Shelf
@@ -16,6 +16,7 @@ from rhea.studio.work import MENDABLE, told, work
 RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16")
 MOST = 8
 """Pictures of one order."""
+GUIDANCE = 3.0
 
 
 def build(desk: Desk) -> None:
@@ -34,8 +35,7 @@ def build(desk: Desk) -> None:
         with wear(gr.Accordion(open=False), label="more"):
             sizes = (f"{info.width}x{info.height}", *RATIOS)
             size = wear(gr.Dropdown(sizes, value=sizes[0], allow_custom_value=True, elem_id="size"), label="size")
-            guidance = wear(gr.Slider(0, 10, value=None, step=0.5, elem_id="guidance"), label="guidance")
-            guidance.value = 3.0
+            guidance = wear(gr.Slider(0, 10, value=GUIDANCE, step=0.5, elem_id="guidance"), label="guidance")
             negative = wear(gr.Textbox(elem_id="negative"), label="negative")
         with gr.Row():
             draw = wear(gr.Button(variant="primary", elem_id="draw"), value="draw")
@@ -54,11 +54,14 @@ def build(desk: Desk) -> None:
         shelf: Shelf,
         language: str,
     ) -> AsyncGenerator[tuple[str, str, str], None]:
+        if not text.strip():
+            yield show.error(say(language, "needs_prompt")), "", shelf.html(language)
+            return
         sampling = Sampling(guidance_scale=guidance, negative_prompt=negative or None, seed=int(seed or 0))
         tasks = drawings(text, kind == "film", int(number), size, sampling, desk)
         async with contextlib.aclosing(draw_on_board(desk, tasks, text, shelf, language)) as shown:
             async for message, figures in shown:
-                yield message, figures, shelf.html(language)
+                yield message, show.row(figures), shelf.html(language)
 
     inputs = [prompt, kind, number, seed, size, guidance, negative, desk.shelf, desk.language]
     outputs = [said, board, desk.shelf_board]
@@ -76,15 +79,12 @@ def drawings(text: str, film: bool, number: int, size: str, sampling: Sampling, 
 
 
 async def draw_on_board(
-    desk: Desk, tasks: list[Draw], title: str, shelf: Shelf, language: str
-) -> AsyncGenerator[tuple[str, str], None]:
-    """Draw pictures or films; yield a message and the board, again and again, and put what is done on the shelf."""
-    if not title.strip():
-        yield show.error(say(language, "needs_prompt")), ""
-        return
+    desk: Desk, tasks: Sequence[Draw | Edit], title: str, shelf: Shelf, language: str
+) -> AsyncGenerator[tuple[str, list[str]], None]:
+    """Draw pictures or films; yield a message and the figures so far, and put what is done on the shelf."""
     seen: dict[int, Event] = {}
     figures: dict[int, str] = {}
-    yield show.status(say(language, "waiting")), ""
+    yield show.status(say(language, "waiting")), []
     try:
         async with contextlib.aclosing(work(desk.backend, tasks)) as news:
             async for fresh in news:
@@ -94,9 +94,9 @@ async def draw_on_board(
                     if isinstance(event, Done) and event.pixels is not None:
                         piece = Piece(pixels=event.pixels, fps=event.fps, title=title, task=tasks[number], done=event)
                         shelf.put(piece)
-                yield show.status(_progress(list(seen.values()), language)), show.row(_in_order(figures))
+                yield show.status(_progress(list(seen.values()), language)), _in_order(figures)
     except MENDABLE as error:
-        yield show.error(told(error, language)), show.row(_in_order(figures))
+        yield show.error(told(error, language)), _in_order(figures)
 
 
 def _in_order(figures: dict[int, str]) -> list[str]:

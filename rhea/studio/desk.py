@@ -1,15 +1,20 @@
 """What every tab is given: the model's doors, the store, the language and the shelf."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from rhea.serving.backend import Backend
+from rhea.studio.shelf import Shelf
 from rhea.studio.texts import Wardrobe
 
 if TYPE_CHECKING:
     from rhea.generation.model import Rhea
+
+Follower = Callable[[Shelf, str], list[Any]]
+"""Returns new values of some components, given the shelf and the language."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,3 +28,17 @@ class Desk:
     language: gr.Radio
     shelf: gr.State
     shelf_board: gr.HTML
+    _followers: list[tuple[Follower, list[Any]]] = field(default_factory=list)
+
+    def follow(self, follower: Follower, outputs: Sequence[Any]) -> None:
+        """Give components new values whenever another piece is taken, or the language changes."""
+        self._followers.append((follower, list(outputs)))
+
+    @property
+    def following(self) -> list[Any]:
+        """All components that follow."""
+        return [component for _, outputs in self._followers for component in outputs]
+
+    def followed(self, shelf: Shelf, language: str) -> list[Any]:
+        """Return their values."""
+        return [value for follower, _ in self._followers for value in follower(shelf, language)]

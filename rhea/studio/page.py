@@ -13,7 +13,7 @@ import gradio as gr
 from rhea.serving.backend import Backend
 from rhea.serving.errors import ApiError
 from rhea.serving.untrusted import MediaGuard
-from rhea.studio import create, show
+from rhea.studio import ask, create, edit, extend, show
 from rhea.studio.desk import Desk
 from rhea.studio.shelf import PICK, Shelf, read_upload
 from rhea.studio.texts import LANGUAGES, TEXTS, Wardrobe, preferred, say
@@ -50,7 +50,8 @@ def create_studio(backend: Backend, model: "Rhea | None" = None) -> gr.Blocks:
             shelf_board=shelf_board,
         )
         with gr.Tabs(elem_id="tabs"):
-            create.build(desk)
+            for tab in (create, ask, edit, extend):
+                tab.build(desk)
         guard = MediaGuard()
 
         async def take(path: str, shelf: Shelf, language: str) -> tuple[str, str]:
@@ -100,10 +101,10 @@ def _pick(shelf: Shelf, language: str, event: gr.EventData) -> str:
 
 def _speak(blocks: gr.Blocks, desk: Desk) -> None:
     """Let the page change its language: by the switch, and once by what the browser asks for."""
-    outputs = [desk.shelf_board, *desk.wardrobe.components]
+    outputs = [desk.shelf_board, *desk.following, *desk.wardrobe.components]
 
     def change(language: str, shelf: Shelf) -> list[Any]:
-        return [shelf.html(language), *desk.wardrobe.updates(language)]
+        return [shelf.html(language), *desk.followed(shelf, language), *desk.wardrobe.updates(language)]
 
     def propose(request: gr.Request, shelf: Shelf) -> list[Any]:
         language = preferred(request.headers.get("accept-language", ""))
@@ -112,3 +113,4 @@ def _speak(blocks: gr.Blocks, desk: Desk) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
     desk.language.input(change, [desk.language, desk.shelf], outputs, **quiet)
     blocks.load(propose, [desk.shelf], [desk.language, *outputs], **quiet)
+    desk.shelf_board.change(desk.followed, [desk.shelf, desk.language], desk.following, **quiet)

@@ -9,7 +9,8 @@ import numpy as np
 from rhea.serving.backend import Clip, Done, Draw, Edit, Extend
 from rhea.serving.errors import ApiError
 from rhea.serving.untrusted import MediaGuard, media_format
-from rhea.studio.show import data_url
+from rhea.studio import show
+from rhea.studio.show import data_url, thumbnail
 from rhea.studio.texts import say
 
 _MOST_PIECES = 24
@@ -50,6 +51,8 @@ class Shelf:
 
     pieces: dict[int, Piece] = field(default_factory=dict)
     chosen: int | None = None
+    chats: dict[int | None, list[tuple[str, str]]] = field(default_factory=dict)
+    """Questions with their answers about each piece; those of None are about nothing."""
     _made: int = 0
 
     @property
@@ -64,11 +67,19 @@ class Shelf:
         self.chosen = self._made
         for number in list(self.pieces)[:-_MOST_PIECES]:
             del self.pieces[number]
+            self.chats.pop(number, None)
 
     def choose(self, number: int) -> None:
         """Choose a piece; one that is gone leaves the choice as it is."""
         if number in self.pieces:
             self.chosen = number
+
+    def shown(self, language: str) -> str:
+        """Return the chosen piece, large, with its title."""
+        if self.piece is None:
+            return f'<p class="rhea-note">{escape(say(language, "nothing_taken"))}</p>'
+        title = say(language, "working_on", title=self.piece.title)
+        return show.row([show.figure(show.element(self.piece.pixels, self.piece.title, fps=self.piece.fps), title)])
 
     def html(self, language: str) -> str:
         """Return the shelf as buttons, newest first."""
@@ -85,7 +96,7 @@ class Shelf:
         badge = f'<span class="badge" aria-hidden="true">▶ {len(piece.pixels)}</span>' if piece.is_film else ""
         return (
             f'<button type="button" data-pick="{number}" aria-pressed="{pressed}" aria-label="{label}" title="{label}">'
-            f'<img class="rhea-pixels" src="{data_url(_thumbnail(shown), quick=True)}" alt="">{badge}</button>'
+            f'<img class="rhea-pixels" src="{data_url(thumbnail(shown), quick=True)}" alt="">{badge}</button>'
         )
 
 
@@ -103,9 +114,3 @@ async def read_upload(guard: MediaGuard, path: str, name: str) -> Piece:
     if media_format(data) is None and data:
         raise ApiError(400, "it must be PNG, JPEG, WebP, GIF, MP4 or WebM", code="unsupported_format")
     return Piece(pixels=await guard.picture(data), title=name)
-
-
-def _thumbnail(pixels: np.ndarray, side: int = 96) -> np.ndarray:
-    """Return every n-th pixel: quick, and crisp for the small pictures of small models."""
-    step = max(1, max(pixels.shape[:2]) // side)
-    return np.ascontiguousarray(pixels[::step, ::step])

@@ -28,6 +28,8 @@ STYLE = """
 .rhea-shelf .badge { position: absolute; right: 6px; bottom: 6px; font-size: .8rem; background: #000a; color: #fff;
   border-radius: 4px; padding: 0 .25rem; }
 .rhea-strip { display: flex; gap: 3px; overflow-x: auto; }
+.rhea-strip .model .rhea-pixels { border: 3px solid #d35400; }
+.rhea-strip .given .rhea-pixels { border: 3px dashed #8888; }
 .rhea-strip figure { margin: 0; width: 4rem; flex: none; text-align: center; font-size: .75rem; }
 """
 
@@ -67,6 +69,27 @@ def figure(shown: str, caption: str, note: str = "") -> str:
 def row(figures: list[str]) -> str:
     """Return figures side by side, wrapped where the page is narrow."""
     return f'<div class="rhea-row">{"".join(figures)}</div>' if figures else ""
+
+
+def strip(frames: np.ndarray, given: int, names: tuple[str, str], alts: tuple[str, str]) -> str:
+    """Return the frames [T, H, W, 3] of a film side by side, the first ``given`` ones marked as such, in words too.
+
+    ``names``: what is written under given frames and the others; ``alts``: the same for screen readers, {number} open.
+    """
+    figures = []
+    for index, frame in enumerate(frames):
+        later = index >= given
+        alt = alts[later].format(number=index + 1)
+        shown = element(thumbnail(frame), alt, quick=True)
+        kind = "model" if later else "given"
+        figures.append(f'<figure class="{kind}">{shown}<figcaption>{escape(names[later])}</figcaption></figure>')
+    return f'<div class="rhea-strip" tabindex="0">{"".join(figures)}</div>'
+
+
+def thumbnail(pixels: np.ndarray, side: int = 96) -> np.ndarray:
+    """Return every n-th pixel: quick, and crisp for the small pictures of small models."""
+    step = max(1, max(pixels.shape[:2]) // side)
+    return np.ascontiguousarray(pixels[::step, ::step])
 
 
 def status(text: str) -> str:
