@@ -13,10 +13,11 @@ from rhea.documents.constraint import Constraint
 from rhea.documents.document import Document, Image, ImageSize, Text, Video, VideoSize, encode_documents
 from rhea.documents.grammar import Grammar
 from rhea.errors import InputError
-from rhea.generation.engine import Engine, EngineConfig, Statistics
+from rhea.generation.engine import Engine, EngineConfig
 from rhea.generation.preview import Follower, Preview
 from rhea.generation.request import Progress, Request
 from rhea.generation.sampling import SamplingConfig
+from rhea.generation.statistics import Statistics
 from rhea.generation.tuning import WindowTuner
 from rhea.generation.zipar import zip_rows
 from rhea.models.transformer import Transformer

@@ -125,12 +125,16 @@ def zip_rows(
         rows = layouts[members[0]]
         batch = _Batch(model, [requests[number] for number in members], rows, statistics)
         for wave in waves(rows, window):
+            begun = time.perf_counter()
             batch.step(wave)
+            statistics.decode_seconds += time.perf_counter() - begun
+            statistics.grid_forwards += len(members)
             if progress is not None:
                 tokens = statistics.tokens_written - before
                 rate = tokens / max(time.perf_counter() - start, 1e-9)
                 progress(Progress(tokens=tokens, max_tokens=most, tokens_per_second=rate))
         results |= zip(members, batch.new_tokens(), strict=True)
+        statistics.grids += len(members)
     return [results[number] for number in range(len(requests))]
 
 
