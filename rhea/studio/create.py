@@ -16,7 +16,6 @@ from rhea.studio.work import MENDABLE, told, work
 RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16")
 MOST = 8
 """Pictures of one order."""
-GUIDANCE = 3.0
 
 
 def build(desk: Desk) -> None:
@@ -35,7 +34,7 @@ def build(desk: Desk) -> None:
         with wear(gr.Accordion(open=False), label="more"):
             sizes = (f"{info.width}x{info.height}", *RATIOS)
             size = wear(gr.Dropdown(sizes, value=sizes[0], allow_custom_value=True, elem_id="size"), label="size")
-            guidance = wear(gr.Slider(0, 10, value=GUIDANCE, step=0.5, elem_id="guidance"), label="guidance")
+            guidance = wear(gr.Slider(0, 10, value=desk.guidance, step=0.5, elem_id="guidance"), label="guidance")
             negative = wear(gr.Textbox(elem_id="negative"), label="negative")
         with gr.Row():
             draw = wear(gr.Button(variant="primary", elem_id="draw"), value="draw")

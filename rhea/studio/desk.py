@@ -8,11 +8,14 @@ import gradio as gr
 
 from rhea.serving.backend import Backend
 from rhea.studio.shelf import Shelf
+from rhea.studio.store import Store
 from rhea.studio.texts import Wardrobe
 
 if TYPE_CHECKING:
     from rhea.generation.model import Rhea
 
+USUAL_GUIDANCE = 3.0
+"""Emu3's choice, and that of the default model."""
 Follower = Callable[[Shelf, str], list[Any]]
 """Returns new values of some components, given the shelf and the language."""
 
@@ -24,11 +27,18 @@ class Desk:
     backend: Backend
     model: "Rhea | None"
     """For looking inside; None if the model is elsewhere."""
+    store: Store | None
+    """For judgements; None if they are not wanted."""
     wardrobe: Wardrobe
     language: gr.Radio
     shelf: gr.State
     shelf_board: gr.HTML
     _followers: list[tuple[Follower, list[Any]]] = field(default_factory=list)
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale that controls begin with."""
+        return USUAL_GUIDANCE if self.model is None else self.model.defaults.guidance_scale
 
     def follow(self, follower: Follower, outputs: Sequence[Any]) -> None:
         """Give components new values whenever another piece is taken, or the language changes."""

@@ -13,9 +13,10 @@ import gradio as gr
 from rhea.serving.backend import Backend
 from rhea.serving.errors import ApiError
 from rhea.serving.untrusted import MediaGuard
-from rhea.studio import ask, create, edit, extend, show
+from rhea.studio import ask, compare, create, edit, extend, look, show
 from rhea.studio.desk import Desk
 from rhea.studio.shelf import PICK, Shelf, read_upload
+from rhea.studio.store import Store
 from rhea.studio.texts import LANGUAGES, TEXTS, Wardrobe, preferred, say
 
 if TYPE_CHECKING:
@@ -28,8 +29,14 @@ FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans CJK SC", "PingFang
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
-def create_studio(backend: Backend, model: "Rhea | None" = None) -> gr.Blocks:
-    """Build the page over a model's backend."""
+def create_studio(
+    backend: Backend, model: "Rhea | None" = None, store: Store | None = None, guard: MediaGuard | None = None
+) -> gr.Blocks:
+    """Build the page over a model's backend.
+
+    ``model`` is for looking inside, ``store`` for comparing; without them these tabs are not there. ``guard`` decodes
+    uploads.
+    """
     wardrobe = Wardrobe()
     with gr.Blocks(title="Rhea", analytics_enabled=False) as blocks:
         with gr.Row():
@@ -44,20 +51,21 @@ def create_studio(backend: Backend, model: "Rhea | None" = None) -> gr.Blocks:
         desk = Desk(
             backend=backend,
             model=model,
+            store=store,
             wardrobe=wardrobe,
             language=language,
             shelf=shelf,
             shelf_board=shelf_board,
         )
         with gr.Tabs(elem_id="tabs"):
-            for tab in (create, ask, edit, extend):
+            for tab in (create, ask, edit, extend, look, compare):
                 tab.build(desk)
-        guard = MediaGuard()
+        decoder = guard or MediaGuard()
 
         async def take(path: str, shelf: Shelf, language: str) -> tuple[str, str]:
             name = Path(path).name
             try:
-                shelf.put(await read_upload(guard, path, name))
+                shelf.put(await read_upload(decoder, path, name))
             except ApiError as error:
                 reason = say(language, error.code) if error.code in TEXTS else error.message
                 return show.error(say(language, "refused", name=name, reason=reason)), shelf.html(language)

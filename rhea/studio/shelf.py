@@ -79,7 +79,8 @@ class Shelf:
         if self.piece is None:
             return f'<p class="rhea-note">{escape(say(language, "nothing_taken"))}</p>'
         title = say(language, "working_on", title=self.piece.title)
-        return show.row([show.figure(show.element(self.piece.pixels, self.piece.title, fps=self.piece.fps), title)])
+        figure = show.figure(show.element(self.piece.pixels, self.piece.title, fps=self.piece.fps), title)
+        return f'<div class="rhea-piece">{show.row([figure])}</div>'
 
     def html(self, language: str) -> str:
         """Return the shelf as buttons, newest first."""

@@ -27,7 +27,22 @@ STYLE = """
 .rhea-shelf button:focus-visible { outline: 3px solid var(--color-accent); }
 .rhea-shelf .badge { position: absolute; right: 6px; bottom: 6px; font-size: .8rem; background: #000a; color: #fff;
   border-radius: 4px; padding: 0 .25rem; }
-.rhea-strip { display: flex; gap: 3px; overflow-x: auto; }
+.rhea-strip { display: flex; gap: 3px; flex-wrap: wrap; }
+.rhea-piece .rhea-row figure { width: 9rem; }
+.rhea-words { display: flex; flex-wrap: wrap; gap: .4rem; margin: .5rem 0; }
+.rhea-words button { margin: 0 !important; border: 1px solid var(--border-color-primary); border-radius: 6px;
+  padding: .35rem .6rem; cursor: pointer; min-height: 2.2rem; }
+.rhea-words button[aria-pressed=true] { border: 2px solid var(--color-accent); font-weight: 600; }
+.rhea-words button:focus-visible, .rhea-grid button:focus-visible { outline: 3px solid var(--color-accent); }
+.rhea-grid button:focus-visible { z-index: 1; }
+.rhea-over { position: relative; width: min(32rem, 100%); }
+.rhea-grid { position: absolute; inset: 0; display: grid; }
+.rhea-grid button { margin: 0 !important; padding: 0 !important; border-radius: 0 !important; border: 1px solid #8884;
+  font: inherit; min-width: 0; min-height: 0; overflow: hidden; cursor: pointer; }
+.rhea-grid button[aria-pressed=true] { border: 3px solid #000; box-shadow: inset 0 0 0 2px #fff; }
+.rhea-grid span { font-size: .7rem; color: #000; background: #fffb; border-radius: 3px; padding: 0 2px; }
+.rhea-bars { display: flex; align-items: flex-end; gap: 2px; height: 5rem; max-width: 32rem; }
+.rhea-bars i { flex: 1; background: rgb(255 96 0 / .8); min-width: 2px; }
 .rhea-strip .model .rhea-pixels { border: 3px solid #d35400; }
 .rhea-strip .given .rhea-pixels { border: 3px dashed #8888; }
 .rhea-strip figure { margin: 0; width: 4rem; flex: none; text-align: center; font-size: .75rem; }
@@ -83,7 +98,7 @@ def strip(frames: np.ndarray, given: int, names: tuple[str, str], alts: tuple[st
         shown = element(thumbnail(frame), alt, quick=True)
         kind = "model" if later else "given"
         figures.append(f'<figure class="{kind}">{shown}<figcaption>{escape(names[later])}</figcaption></figure>')
-    return f'<div class="rhea-strip" tabindex="0">{"".join(figures)}</div>'
+    return f'<div class="rhea-strip" role="group">{"".join(figures)}</div>'
 
 
 def thumbnail(pixels: np.ndarray, side: int = 96) -> np.ndarray:

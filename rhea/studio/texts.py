@@ -104,6 +104,99 @@ TEXTS: dict[str, tuple[str, str]] = {
     "model": ("model", "模型"),
     "nothing_taken": ("Nothing is taken from the shelf yet.", "还没有从素材架选用作品。"),
     "working_on": ("Taken from the shelf: {title}", "当前选用：{title}"),
+    # Look inside
+    "look": ("Look inside", "查看内部"),
+    "look_help": (
+        "Take a drawn or edited picture from the shelf. Then touch a word to see which patches looked at it when they "
+        "were drawn, or a patch to see which words it looked at.",
+        "请从素材架选用一张生成或编辑的图片。点一个词，看哪些图块在绘制时关注它；点一个图块，看它关注哪些词。",
+    ),
+    "look_now": ("Look inside this picture", "查看这张图片的内部"),
+    "needs_drawn": (
+        "Take a picture from the shelf that the model drew or edited: of others there are no tokens to look into.",
+        "请从素材架选用模型生成或编辑的图片：其他作品没有可查看的词元。",
+    ),
+    "view": ("What the grid shows", "网格显示"),
+    "tokens": ("Tokens", "词元"),
+    "entropy": ("Uncertainty", "不确定性"),
+    "surprise": ("Surprise", "意外程度"),
+    "forwards": ("Forwards", "前向次数"),
+    "attention": ("Attention", "注意力"),
+    "layer": ("Layer", "层"),
+    "head": ("Head", "注意力头"),
+    "mean": ("all, their mean", "全部（平均）"),
+    "words": ("Words of the prompt", "提示中的词"),
+    "grid_alt": ("The picture's tokens; arrow keys walk over them", "图片的词元；可用方向键移动"),
+    "cell_alt": (
+        "row {row}, column {column}: code {code}, {bits} bits, forward {forward}",
+        "第 {row} 行第 {column} 列：编码 {code}，{bits} 比特，第 {forward} 次前向",
+    ),
+    "look_said": (
+        "{codes} codes, {bits} bits each on average, log-probability {log}; {forwards} forwards drew them, "
+        "{per_forward} each",
+        "{codes} 个编码，平均 {bits} 比特，对数概率 {log}；共 {forwards} 次前向，每次 {per_forward} 个",
+    ),
+    "touch_first": ("Touch a word or a patch.", "请点一个词或图块。"),
+    "word_said": (
+        "“{word}” was looked at most by the patch in row {row}, column {column}: {most} % of its attention",
+        "“{word}” 最受第 {row} 行第 {column} 列图块关注：占其注意力的 {most}%",
+    ),
+    "place_said": (
+        "The patch in row {row}, column {column} gave {words} % of its attention to words, {codes} % to patches drawn "
+        "before, {rest} % to marks",
+        "第 {row} 行第 {column} 列图块的注意力：词 {words}%，先前图块 {codes}%，标记 {rest}%",
+    ),
+    "tokens_legend": ("The number of each code in the codebook.", "每个编码在码本中的序号。"),
+    "entropy_legend": (
+        "Bits of uncertainty before each code was drawn; the darkest is {most}.",
+        "绘制每个编码前的不确定性（比特），最深为 {most}。",
+    ),
+    "surprise_legend": (
+        "How improbable each code was, in bits; the darkest is {most}.",
+        "每个编码的意外程度（比特），最深为 {most}。",
+    ),
+    "forwards_legend": (
+        "The number of the forward that gave each code; the darker, the more codes it gave, at most {most}.",
+        "给出每个编码的前向序号；颜色越深，该次给出的编码越多，最多 {most} 个。",
+    ),
+    "attention_legend": ("Attention in percent; the darkest is {most}.", "注意力百分比，最深为 {most}。"),
+    "bars_alt": ("Codes that each forward gave: {counts}", "每次前向给出的编码数：{counts}"),
+    # Compare
+    "compare": ("Compare", "比较"),
+    "compare_help": (
+        "Judge samples of one prompt without knowing how they were made. How they were is told afterwards.",
+        "在不知道制作方式的情况下评判同一提示的样本；评判后才会说明。",
+    ),
+    "annotator": ("Your name, as annotator", "评判者姓名"),
+    "new_comparison": ("New comparison", "新的比较"),
+    "other_guidance": ("Guidance of every second sample", "每隔一个样本的引导强度"),
+    "draw_samples": ("Draw samples to compare", "生成待比较的样本"),
+    "next_comparison": ("Next one that I have not judged", "下一个我尚未评判的比较"),
+    "judge_now": ("Which is better?", "哪个更好？"),
+    "best": ("The better one", "更好的一个"),
+    "tie": ("tie", "平局"),
+    "sample": ("Sample {letter}", "样本 {letter}"),
+    "text_match": ("{letter}: fits the text (1 to 5)", "{letter}：符合文字（1 到 5）"),
+    "look_rating": ("{letter}: looks good (1 to 5)", "{letter}：画面质量（1 到 5）"),
+    "true_caption": ("{letter}: what it really shows", "{letter}：实际内容"),
+    "judge": ("Keep my judgement", "保存评判"),
+    "judged": ("Kept. This is how each was made.", "已保存。以下是各样本的制作方式。"),
+    "needs_annotator": ("Write your name first.", "请先填写姓名。"),
+    "nothing_to_judge": ("draw samples, or take the next comparison, first", "请先生成样本或取下一个比较"),
+    "needs_best": ("say which is the better one, or tie", "请选择更好的一个或平局"),
+    "none_left": ("You have judged every comparison that there is.", "所有比较您都已评判。"),
+    "counts": (
+        "{comparisons} comparisons, {judgements} judgements, {captions} corrected captions.",
+        "{comparisons} 个比较，{judgements} 次评判，{captions} 条修正的说明。",
+    ),
+    "agreement": (
+        "{annotators} annotators on {comparisons} shared comparisons: {percent} % of pairs alike, "
+        "{kind}'s kappa {kappa}.",
+        "{annotators} 位评判者共同评判了 {comparisons} 个比较：{percent}% 的两两一致，{kind} kappa 为 {kappa}。",
+    ),
+    "no_kappa": ("undefined (all alike)", "无定义（全部相同）"),
+    "export": ("Export judgements", "导出评判"),
+    "export_file": ("Preferences, judgements, captions and samples", "偏好、评判、说明和样本"),
     # What can go wrong
     "busy": ("The model has too much to do: try again in a moment.", "模型繁忙，请稍后再试。"),
     "died": ("The engine broke down and starts again: try once more.", "引擎出错并正在重启，请再试一次。"),

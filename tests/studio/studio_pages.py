@@ -11,7 +11,6 @@ import fastapi
 import gradio as gr
 import uvicorn
 
-from rhea.generation.model import Rhea
 from rhea.serving.local import LocalBackend
 from rhea.studio.page import mount
 
@@ -27,7 +26,7 @@ def served(blocks: gr.Blocks, backend: LocalBackend, **settings: Any) -> Iterato
 
     app = mount(fastapi.FastAPI(lifespan=lifespan), blocks, **settings)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:
@@ -36,7 +35,3 @@ def served(blocks: gr.Blocks, backend: LocalBackend, **settings: Any) -> Iterato
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
     thread.join(timeout=10)
-
-
-def backend_of(model: Rhea) -> LocalBackend:
-    return LocalBackend(model)

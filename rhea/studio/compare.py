@@ -1,0 +1,261 @@
+"""Compare: samples of one prompt side by side, without saying how each was made, judged and rated by named annotators.
+
+Judgements go to the ``Store``. Blind means that each annotator sees the samples in an order of their own, drawn from
+name and comparison, and that settings are told only after the judgement is kept.
+"""
+
+import contextlib
+import hashlib
+import io
+import tempfile
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from rhea.errors import InputError
+from rhea.serving.backend import Done, Draw, Partial, Sampling
+from rhea.studio import show
+from rhea.studio.desk import Desk
+from rhea.studio.store import BEST, WORST, Comparison, Rating, Sample, Store
+from rhea.studio.texts import say
+from rhea.studio.work import MENDABLE, told, work
+
+LETTERS = "ABCD"
+"""Names of the samples, and so the most that can be compared."""
+TIE = "tie"
+
+
+@dataclass
+class Bench:
+    """What one visitor is judging; changed in place."""
+
+    comparison: Comparison | None = None
+    order: tuple[Sample, ...] = ()
+    """The samples as they are shown: A, B, ..."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Form:
+    """The components of a judgement."""
+
+    best: gr.Radio
+    groups: list[gr.Group]
+    """One for each letter."""
+    answers: list[Any]
+    """Text match, look and caption of each letter, in order."""
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.best, *self.groups, *self.answers]
+
+    def values(self, bench: Bench, language: str) -> list[Any]:
+        """Return an empty form for the samples on the bench."""
+        letters = LETTERS[: len(bench.order)]
+        choices = [*((letter, letter) for letter in letters), (say(language, "tie"), TIE)]
+        seen = [gr.update(visible=letter in letters) for letter in LETTERS]
+        best = gr.update(choices=choices, value=None, visible=bool(letters))
+        return [best, *seen, *([None, None, ""] * len(LETTERS))]
+
+
+def build(desk: Desk) -> None:
+    """Add the tab; nothing without a store."""
+    store = desk.store
+    if store is None:
+        return
+    wear = desk.wardrobe.wear
+    with wear(gr.Tab(id="compare", elem_id="tab-compare"), label="compare"):
+        wear(gr.Markdown(), value="compare_help")
+        annotator = wear(gr.Textbox(elem_id="annotator"), label="annotator")
+        with wear(gr.Accordion(open=True), label="new_comparison"):
+            prompt = wear(gr.Textbox(elem_id="compare-prompt"), label="prompt", placeholder="prompt_example")
+            with gr.Row():
+                number = wear(gr.Slider(2, len(LETTERS), value=2, step=1, elem_id="compare-number"), label="number")
+                seed = wear(gr.Number(value=0, precision=0, elem_id="compare-seed"), label="seed")
+                scale = wear(
+                    gr.Slider(0, 10, value=desk.guidance, step=0.5, elem_id="compare-guidance"), label="guidance"
+                )
+                second = gr.Slider(0, 10, value=desk.guidance, step=0.5, elem_id="compare-other")
+                other = wear(second, label="other_guidance")
+            draw = wear(gr.Button(elem_id="compare-draw"), value="draw_samples")
+        following = wear(gr.Button(elem_id="compare-next"), value="next_comparison")
+        said = gr.HTML(elem_id="compare-status")
+        bench = gr.State(Bench())
+        board = gr.HTML(elem_id="compare-board")
+        form = _form(desk)
+        keep = wear(gr.Button(variant="primary", elem_id="judge"), value="judge")
+        tally = gr.HTML(elem_id="agreement")
+        export = wear(gr.Button(elem_id="export"), value="export")
+        file = wear(gr.File(interactive=False, visible=False, elem_id="export-file"), label="export_file")
+
+    def present(bench: Bench, language: str, text: str) -> tuple[Any, ...]:
+        return show.status(text), _board(bench, language), *form.values(bench, language)
+
+    def refuse(text: str) -> tuple[Any, ...]:
+        return show.error(text), *_skipped(form)
+
+    async def new(
+        bench: Bench, name: str, text: str, number: int, seed: int | None, scale: float, other: float, language: str
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
+        if not name.strip() or not text.strip():
+            yield refuse(say(language, "needs_annotator" if text.strip() else "needs_prompt"))
+            return
+        tasks = [
+            Draw(
+                prompt=text,
+                sampling=Sampling(
+                    guidance_scale=other if index % 2 else scale, seed=int(seed or 0), sample_index=index
+                ),
+            )
+            for index in range(int(number))
+        ]
+        made: dict[int, Done] = {}
+        try:
+            async with contextlib.aclosing(work(desk.backend, tasks)) as news:
+                async for fresh in news:
+                    made |= {number: event for number, event in fresh.items() if isinstance(event, Done)}
+                    behind = [event for event in fresh.values() if isinstance(event, Partial)]
+                    for event in behind[:1]:
+                        far = say(language, "drawing", done=event.rows_done, rows=event.rows)
+                        yield show.status(far), *_skipped(form)
+            samples = [sample_of(task, made[index], desk) for index, task in enumerate(tasks)]
+            _lay_out(bench, store.add(text, samples), name)
+        except MENDABLE as error:
+            yield refuse(told(error, language))
+            return
+        yield present(bench, language, say(language, "judge_now"))
+
+    def take_next(bench: Bench, name: str, language: str) -> tuple[Any, ...]:
+        if not name.strip():
+            return refuse(say(language, "needs_annotator"))
+        comparison = store.next_for(name)
+        if comparison is None:
+            return refuse(say(language, "none_left"))
+        _lay_out(bench, comparison, name)
+        return present(bench, language, say(language, "judge_now"))
+
+    def judge(bench: Bench, name: str, language: str, best: str | None, *answers: Any) -> tuple[str, str, str]:
+        try:
+            keep_judgement(store, bench, name, best, answers, language)
+        except InputError as error:
+            return show.error(told(error, language)), _board(bench, language), agreement(store, language)
+        return show.status(say(language, "judged")), _board(bench, language, told=True), agreement(store, language)
+
+    def write() -> Iterator[Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "judgements.zip"
+            store.export(path)
+            yield gr.update(value=str(path), visible=True)  # copied by Gradio before the folder is gone
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
+    shown = [said, board, *form.outputs]
+    draw.click(new, [bench, annotator, prompt, number, seed, scale, other, desk.language], shown, **quiet)
+    following.click(take_next, [bench, annotator, desk.language], shown, **quiet)
+    judging = [bench, annotator, desk.language, form.best, *form.answers]
+    keep.click(judge, judging, [said, board, tally], **quiet)
+    export.click(write, None, [file], **quiet)
+    desk.follow(lambda shelf, language: [agreement(store, language)], [tally])
+
+
+def sample_of(task: Draw, done: Done, desk: Desk) -> Sample:
+    """Return what is kept of a result."""
+    assert done.pixels is not None
+    settings = {"model": desk.backend.info.name, "size": task.size, **asdict(task.sampling)}
+    buffer = io.BytesIO()
+    Image.fromarray(done.pixels).save(buffer, format="PNG")
+    return Sample(
+        prompt=task.prompt, media=buffer.getvalue(), suffix=".png", token_ids=done.token_ids, settings=settings
+    )
+
+
+def keep_judgement(
+    store: Store, bench: Bench, annotator: str, best: str | None, answers: tuple[Any, ...], language: str
+) -> None:
+    """Keep what a form says about the samples on the bench; InputError for what is missing."""
+    if bench.comparison is None:
+        raise InputError(say(language, "nothing_to_judge"))
+    if best is None:
+        raise InputError(say(language, "needs_best"))
+    ratings, captions = {}, {}
+    for place, sample in enumerate(bench.order):
+        text_match, look, caption = answers[3 * place : 3 * place + 3]
+        ratings[sample.id] = Rating(text_match=text_match, look=look)
+        if caption and caption.strip():
+            captions[sample.id] = caption
+    chosen = None if best == TIE else bench.order[LETTERS.index(best)].id
+    store.judge(bench.comparison.id, annotator, chosen, ratings)
+    for number, caption in captions.items():
+        store.correct(number, annotator, caption)
+
+
+def shuffled(comparison: Comparison, annotator: str) -> tuple[Sample, ...]:
+    """Return the samples in an order of this annotator's own, the same each time."""
+
+    def key(sample: Sample) -> bytes:
+        return hashlib.sha256(f"{annotator.strip()}/{comparison.id}/{sample.id}".encode()).digest()
+
+    return tuple(sorted(comparison.samples, key=key))
+
+
+def agreement(store: Store, language: str) -> str:
+    """Say how many judgements there are and how alike they are."""
+    counts, found = store.counts(), store.agreement()
+    text = say(language, "counts", **counts)
+    if found.percent is not None:
+        kappa = say(language, "no_kappa") if found.kappa is None else f"{found.kappa:.2f}"
+        text += " " + say(
+            language,
+            "agreement",
+            annotators=found.annotators,
+            comparisons=found.comparisons,
+            percent=f"{found.percent:.0f}",
+            kind=found.kind,
+            kappa=kappa,
+        )
+    return f"<p>{escape(text)}</p>"
+
+
+def _form(desk: Desk) -> _Form:
+    wear, grades = desk.wardrobe.wear, list(range(WORST, BEST + 1))
+    best = wear(gr.Radio([], elem_id="best", visible=False), label="best")
+    groups, answers = [], list[Any]()
+    with gr.Row():
+        for letter in LETTERS:
+            with gr.Group(visible=False) as group:
+                for name in ("text_match", "look_rating"):
+                    label = _lettered(name, letter)
+                    answers.append(wear(gr.Radio(grades, elem_id=f"{name}-{letter}"), label=label))
+                answers.append(wear(gr.Textbox(elem_id=f"caption-{letter}"), label=_lettered("true_caption", letter)))
+            groups.append(group)
+    return _Form(best=best, groups=groups, answers=answers)
+
+
+def _lettered(key: str, letter: str) -> Any:
+    return lambda language: say(language, key, letter=letter)
+
+
+def _skipped(form: _Form) -> tuple[Any, ...]:
+    return tuple(gr.skip() for _ in range(1 + len(form.outputs)))
+
+
+def _lay_out(bench: Bench, comparison: Comparison, annotator: str) -> None:
+    bench.comparison, bench.order = comparison, shuffled(comparison, annotator)
+
+
+def _board(bench: Bench, language: str, told: bool = False) -> str:
+    """Return the samples under their letters; ``told``: with how each was made."""
+    if bench.comparison is None:
+        return ""
+    figures = []
+    for letter, sample in zip(LETTERS, bench.order, strict=False):
+        with Image.open(io.BytesIO(sample.media), formats=["PNG"]) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        settings = {key: value for key, value in sample.settings.items() if value is not None}
+        note = ", ".join(f"{key} {value}" for key, value in settings.items()) if told else ""
+        figures.append(show.figure(show.element(pixels, say(language, "sample", letter=letter)), letter, note))
+    return f"<p><b>{escape(bench.comparison.prompt)}</b></p>{show.row(figures)}"
