@@ -146,8 +146,6 @@ class EventStream(Response):
             await _send_event(send, self._first)
             async for event in self._events:
                 await _send_event(send, event)
-        except OSError:
-            return  # the client is gone
         except Exception as error:
             await _send_event(send, {"type": "error", **self._service.refused(error).body})
         else:

@@ -39,19 +39,25 @@ async def receive(reader: asyncio.StreamReader) -> dict[str, Any]:
     length = int.from_bytes(await reader.readexactly(4), "big")
     if length > MAX_HEADER:
         raise BrokenStreamError(f"a header of {length} bytes")
-    header = json.loads(await reader.readexactly(length))
-    found: list[tuple[str, list[int]]] = []
-    _find_arrays(header, found)
-    arrays = []
-    for dtype, shape in found:
-        size = math.prod(shape) * (1 if dtype == "uint8" else 8)
-        if dtype not in _DTYPES or size > MAX_ARRAY:
-            raise BrokenStreamError(f"an array of {dtype} {shape}")
-        arrays.append(np.frombuffer(bytearray(await reader.readexactly(size)), dtype).reshape(shape))
-    message = _live(header, iter(arrays))
+    content = await reader.readexactly(length)
+    try:
+        header = json.loads(content)
+        found: list[tuple[str, list[int]]] = []
+        _find_arrays(header, found)
+        arrays = [await _array(reader, dtype, shape) for dtype, shape in found]
+        message = _live(header, iter(arrays))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BrokenStreamError(f"no message: {error}") from None
     if not isinstance(message, dict):
         raise BrokenStreamError("a message is an object")
     return message
+
+
+async def _array(reader: asyncio.StreamReader, dtype: str, shape: list[int]) -> np.ndarray:
+    if dtype not in _DTYPES or math.prod(shape) * np.dtype(dtype).itemsize > MAX_ARRAY:
+        raise ValueError(f"an array of {dtype} {shape}")
+    content = await reader.readexactly(math.prod(shape) * np.dtype(dtype).itemsize)
+    return np.frombuffer(bytearray(content), dtype).reshape(shape)
 
 
 def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
@@ -92,5 +98,5 @@ def _live(value: Any, arrays: Any) -> Any:
     if (name := live.pop("is", None)) is None:
         return live
     if name not in _CLASSES:
-        raise BrokenStreamError(f"an unknown class {name!r}")
+        raise ValueError(f"an unknown class {name!r}")
     return _CLASSES[name](**live)

@@ -1,0 +1,124 @@
+"""Tasks in this process: every kind gives what ``Rhea`` gives, bounds refuse, and text comes in whole characters."""
+
+import asyncio
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import TEXTS, tiny_checkpoint
+
+from rhea import media
+from rhea.errors import BusyError, InputError
+from rhea.generation.engine import EngineConfig
+from rhea.generation.model import Rhea
+from rhea.generation.results import Film
+from rhea.serving.backend import BackendDiedError, Clip, Done, Draw, Event, Extend, Partial, Sampling
+from rhea.serving.limits import Bounds
+from rhea.serving.local import LocalBackend, TextStream
+from rhea.tokenizers.text import train_text_tokenizer
+
+FRAMES = np.random.default_rng(1).integers(0, 256, (10, 32, 24, 3), dtype=np.uint8)
+TOKENIZER = train_text_tokenizer(TEXTS, vocab_size=280)
+
+
+@pytest.fixture(scope="module")
+def model() -> Rhea:
+    return Rhea(tiny_checkpoint(given_frames=4), engine=EngineConfig(slots=4, window=1))
+
+
+def events_of(model: Rhea, task: object, partials: int | None = 0, bounds: Bounds | None = None) -> list[Event]:
+    async def collect() -> list[Event]:
+        async with LocalBackend(model, bounds=bounds) as backend:
+            return [event async for event in backend.run(task, partials=partials)]  # type: ignore[arg-type]
+
+    return asyncio.run(collect())
+
+
+def test_films(model: Rhea) -> None:
+    sampling = Sampling(seed=3, guidance_scale=2.0)
+    *partial, done = events_of(model, Draw(prompt="two", num_frames=8, fps=5.0, sampling=sampling), None)
+    expected = model.generate("two", video=True, num_frames=8, fps=5.0, seed=3, guidance_scale=2.0)[0]
+    assert isinstance(done, Done)
+    assert isinstance(expected, Film)
+    assert done.pixels is not None
+    assert (done.pixels == expected.frames).all()
+    assert (done.fps, list(done.token_ids)) == (5.0, expected.token_ids)
+    assert [each.pixels.shape for each in partial if isinstance(each, Partial)] == [(4, 32, 24, 3)]
+
+
+def test_continued_films(model: Rhea) -> None:
+    task = Extend(film=Clip(frames=FRAMES, fps=6.0), num_frames=9, caption="red", sampling=Sampling(seed=2))
+    *partial, done = events_of(model, task, None)
+    shown: list[int] = []
+    film = media.Film(frames=FRAMES, fps=6.0)
+    expected = model.extend(film, 9, caption="red", seed=2, preview=lambda _, seen: shown.append(len(seen.pixels)))
+    assert isinstance(done, Done)
+    assert done.pixels is not None
+    assert (done.pixels == expected.frames).all()
+    assert [len(each.pixels) for each in partial if isinstance(each, Partial)] == shown[:-1]
+    assert len(shown) == 3
+
+
+def test_bounds(model: Rhea) -> None:
+    async def clients() -> None:
+        async with LocalBackend(model, bounds=Bounds(max_requests=2, max_tokens=100)) as backend:
+            small, large = Draw(prompt="red", size="16x16"), Draw(prompt="red", size="48x48")
+            async with contextlib.aclosing(backend.run(small, partials=1)) as first:
+                await anext(first)
+                with pytest.raises(BusyError, match="tokens are under way"):
+                    await anext(backend.run(large))
+                async with contextlib.aclosing(backend.run(small, partials=1)) as second:
+                    await anext(second)
+                    with pytest.raises(BusyError, match="requests are under way"):
+                        await anext(backend.run(small))
+            counted = await backend.counters()
+            assert (counted["requests"], counted["tokens"]) == (0, 0)
+            assert [event async for event in backend.run(large)]  # alone it may be larger than the bound
+            with pytest.raises(InputError):
+                await anext(backend.run(Draw(prompt=" ")))
+            assert (await backend.counters())["requests"] == 0
+
+    asyncio.run(clients())
+
+
+def test_what_breaks_is_that_tasks_own(model: Rhea, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def clients() -> None:
+        async with LocalBackend(model) as backend:
+            forward = backend.engine._forward
+            monkeypatch.setattr(backend.engine, "_forward", lambda *_: (_ for _ in ()).throw(MemoryError("0x7f")))
+            with pytest.raises(BackendDiedError, match="broke down while"):
+                await anext(backend.run(Draw(prompt="red")))
+            monkeypatch.setattr(backend.engine, "_forward", forward)
+            assert [event async for event in backend.run(Draw(prompt="red"))]
+
+    asyncio.run(clients())
+
+
+@given(st.text(max_size=20), st.randoms(use_true_random=False))
+def test_text_comes_in_whole_characters(text: str, random: object) -> None:
+    """Whatever pieces the tokens come in, and whether or not they spell valid text."""
+    token_ids = TOKENIZER.encode(text)
+    stream, pieces, left = TextStream(TOKENIZER), list[str](), list(token_ids)
+    while left:
+        size = random.randint(1, 3)  # type: ignore[attr-defined]
+        pieces.append(stream.take(left[:size]))
+        left = left[size:]
+    whole = TOKENIZER.decode(token_ids).strip()
+    assert all(piece in whole for piece in pieces)
+    assert "".join(pieces) + stream.rest(whole) == whole
+
+
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=20))
+def test_any_tokens_can_be_streamed(token_ids: list[int]) -> None:
+    stream = TextStream(TOKENIZER)
+    told = "".join(stream.take([token_id]) for token_id in token_ids)
+    whole = TOKENIZER.decode(token_ids).strip()
+    assert told + stream.rest(whole) == whole
+
+
+def test_half_a_character_is_held_back() -> None:
+    stream, tokens = TextStream(TOKENIZER), TOKENIZER.encode("红a")
+    assert len(tokens) > 2
+    assert [stream.take([token]) for token in tokens[:3]] == ["", "", "红"]

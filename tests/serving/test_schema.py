@@ -1,0 +1,52 @@
+"""Requests made up from the app's own OpenAPI document: whatever comes, the server answers in order, never with a 5xx."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import hypothesis
+import schemathesis
+from served import FakeBackend, TrustingGuard, drawn
+
+from rhea.serving.app import create_app
+from rhea.serving.backend import Answer, Done, Event, Task, TextDelta
+
+
+async def plays(task: Task) -> AsyncGenerator[Event, None]:
+    if isinstance(task, Answer):
+        yield TextDelta(text="two")
+        yield Done(text="two")
+    else:
+        async for event in drawn(task):
+            yield event
+
+
+APP = create_app(FakeBackend(plays), guard=TrustingGuard())
+schema = schemathesis.openapi.from_asgi("/openapi.json", APP)
+
+
+@schema.parametrize()
+@hypothesis.settings(
+    max_examples=10,
+    derandomize=True,
+    deadline=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+def test_every_answer_is_in_order(case: Any) -> None:
+    answer = case.call()
+    assert answer.status_code < 500, answer.text
+    if answer.status_code >= 400:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_document_names_every_endpoint() -> None:
+    paths = set(APP.openapi()["paths"])
+    assert paths >= {
+        "/v1/chat/completions",
+        "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/models",
+        "/health",
+        "/ready",
+        "/metrics",
+    }
