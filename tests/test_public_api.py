@@ -17,7 +17,7 @@ def test_the_list_of_public_names() -> None:
 
 def test_methods_of_a_model() -> None:
     public = {name for name in vars(rhea.Rhea) if not name.startswith("_")}
-    assert public == {"ask", "completer", "edit", "extend", "generate", "reconstruct", "trained_on"}
+    assert public == {"ask", "completer", "edit", "extend", "generate", "reconstruct", "results", "trained_on"}
 
 
 def test_unknown_names_are_attribute_errors() -> None:

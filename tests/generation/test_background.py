@@ -92,7 +92,7 @@ def test_a_step_that_breaks_fails_its_requests_and_not_the_engine(monkeypatch: p
         asyncio.run(client(engine))
 
 
-def test_what_is_unfinished_at_the_end_is_told() -> None:
+def test_what_is_unfinished_at_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async def client(engine: BackgroundEngine) -> None:
         stream = engine.stream(MIXED["film"])
         await anext(stream)
@@ -101,6 +101,14 @@ def test_what_is_unfinished_at_the_end_is_told() -> None:
             async for _ in stream:
                 pass
 
-    engine = BackgroundEngine(Engine(MODEL, EngineConfig(window=1)))
+    inner = Engine(MODEL, EngineConfig(window=1))
+    engine, advance = BackgroundEngine(inner), inner.step
+
+    def step_until_stopped() -> None:
+        while inner.statistics.forwards and engine._calls.empty():
+            time.sleep(0.001)
+        advance()
+
+    monkeypatch.setattr(inner, "step", step_until_stopped)
     engine.__enter__()
     asyncio.run(client(engine))
