@@ -24,25 +24,15 @@ from rhea.serving.schemas import EditFields, GenerationBody, _Pictures
 from rhea.serving.service import EventStream, Service
 
 _MOST_FILES = 16
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "allOf": [
-                        {"$ref": "#/components/schemas/EditFields"},
-                        {
-                            "type": "object",
-                            "required": ["image"],
-                            "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                        },
-                    ]
-                }
-            }
-        },
-    }
-}
+
+
+def _form_schema() -> dict[str, Any]:
+    """Describe the form of an edit: it is read by hand, because files may come under two names."""
+    schema = EditFields.model_json_schema()
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": _MOST_FILES}
+    schema["properties"] |= {"image": files}
+    schema["required"] = [*schema["required"], "image"]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 def sampling_of(body: Any, *, sample_index: int = 0) -> Sampling:
@@ -80,13 +70,13 @@ def router(service: Service) -> APIRouter:
         task = Draw(prompt=body.prompt, size=wanted_size(body.size), sampling=sampling_of(body))
         return await service.unless_gone(request, _answer(service, body, task, [], "image_generation"))
 
-    @routes.post("/v1/images/edits", openapi_extra=_FORM)
+    @routes.post("/v1/images/edits", openapi_extra=_form_schema())
     async def edit(request: Request) -> Response:
         """Change pictures by an instruction."""
         async with contextlib.AsyncExitStack() as stack:
             form = await _form(request)
             stack.push_async_callback(form.close)
-            given = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+            given = {name: value for name, value in form.multi_items() if isinstance(value, str) and value}
             body = EditFields.model_validate(given)
             files = [each for name, each in form.multi_items() if name in ("image", "image[]")]
             service.check_model(body.model)

@@ -1,11 +1,13 @@
-"""Requests made up from the app's own OpenAPI document: whatever comes, the server answers in order, never with a 5xx."""
+"""Requests made up from the app's own OpenAPI document: whatever comes, it answers in order, never with a 5xx."""
 
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import hypothesis
+import numpy as np
 import schemathesis
-from served import FakeBackend, TrustingGuard, drawn
+from served import PICTURE, FakeBackend, TrustingGuard, drawn
 
 from rhea.serving.app import create_app
 from rhea.serving.backend import Answer, Done, Event, Task, TextDelta
@@ -20,7 +22,17 @@ async def plays(task: Task) -> AsyncGenerator[Event, None]:
             yield event
 
 
-APP = create_app(FakeBackend(plays), guard=TrustingGuard())
+class LenientGuard(TrustingGuard):
+    """Sees a picture in everything, so that what is made up gets further."""
+
+    async def picture(self, data: bytes, *, param: str | None = None) -> np.ndarray:
+        return PICTURE
+
+    async def load(self, url: str, *, param: str | None = None) -> bytes:
+        return b""
+
+
+APP = create_app(FakeBackend(plays), guard=LenientGuard())
 schema = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 
@@ -33,6 +45,9 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", APP)
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 def test_every_answer_is_in_order(case: Any) -> None:
+    if case.path.endswith("completions") and isinstance(case.body, dict):
+        with contextlib.suppress(AttributeError, KeyError):  # most conversations that are made up end with no question
+            case.body["messages"].append({"role": "user", "content": "two"})
     answer = case.call()
     assert answer.status_code < 500, answer.text
     if answer.status_code >= 400:
@@ -41,12 +56,5 @@ def test_every_answer_is_in_order(case: Any) -> None:
 
 def test_the_document_names_every_endpoint() -> None:
     paths = set(APP.openapi()["paths"])
-    assert paths >= {
-        "/v1/chat/completions",
-        "/v1/images/generations",
-        "/v1/images/edits",
-        "/v1/models",
-        "/health",
-        "/ready",
-        "/metrics",
-    }
+    assert paths >= {"/v1/chat/completions", "/v1/images/generations", "/v1/images/edits", "/v1/models"}
+    assert paths >= {"/health", "/ready", "/metrics"}
