@@ -438,9 +438,36 @@ def serve(
     serving.serve(serving.ModelChoice(**chosen), serving.Listening(**vars(options)), _say)
 
 
+def studio(
+    folder: Annotated[str | None, Positional, arg(metavar="[CHECKPOINT]")] = None,
+    judgements: Path = Path("judgements.db"),
+    options: ServeOptions = ServeOptions(),
+    model: ModelOptions = ModelOptions(),
+) -> None:
+    """Open the page to create, ask, edit, continue films, look inside and compare; the API of "serve" is beside it.
+
+    $ rhea studio
+
+    $ rhea studio my-checkpoint --port 9000
+
+    Args:
+        folder: Checkpoint folder or hub id; the default model if not given. The same as --checkpoint.
+        judgements: Where comparisons are kept (SQLite).
+    """
+    try:
+        from rhea.serving.serve import Listening
+        from rhea.studio.run import run
+    except ImportError as error:
+        raise InputError(f"{error.name} is missing: pip install 'rhea[studio]'") from None
+    if folder is not None and model.checkpoint is not None:
+        raise InputError("a checkpoint was given twice: once is enough")
+    loaded = replace(model, checkpoint=folder or model.checkpoint).load()
+    run(loaded, Listening(**vars(options)), judgements, _say)
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (generate, ask, extend, edit, reconstruct, train, evaluate, inspect, convert, demo, serve)
+    for function in (generate, ask, extend, edit, reconstruct, train, evaluate, inspect, convert, demo, serve, studio)
 }
 _RECIPES = {
     "debug": ("rhea.recipes.debug", "debug"),

@@ -90,8 +90,9 @@ def build(desk: Desk) -> None:
             choices=lambda language: [(say(language, name), name) for name in VIEWS],
         )
         with gr.Row():
-            layer = wear(gr.Dropdown(value=MEAN, elem_id="layer"), label="layer", choices=_numbered(config.num_layers))
-            head = wear(gr.Dropdown(value=MEAN, elem_id="head"), label="head", choices=_numbered(config.num_heads))
+            layers, heads = _numbered(config.num_layers), _numbered(config.num_heads)
+            layer = wear(gr.Dropdown(layers("en"), value=MEAN, elem_id="layer"), label="layer", choices=layers)
+            head = wear(gr.Dropdown(heads("en"), value=MEAN, elem_id="head"), label="head", choices=heads)
         board = gr.HTML(elem_id="look-board", js_on_load=TOUCH)
 
     async def open_piece(look: Look, shelf: Shelf, language: str) -> tuple[str, str]:

@@ -3,8 +3,6 @@
 Everything comes from this machine: system fonts, no analytics, pictures inside the page as data.
 """
 
-import hmac
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +55,7 @@ def create_studio(
             shelf=shelf,
             shelf_board=shelf_board,
         )
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
             for tab in (create, ask, edit, extend, look, compare):
                 tab.build(desk)
         decoder = guard or MediaGuard()
@@ -77,8 +75,8 @@ def create_studio(
     return blocks
 
 
-def mount(app: "FastAPI", blocks: gr.Blocks, *, password: str | None = None) -> "FastAPI":
-    """Let an app carry the page at ``/``; its own routes must be there already. ``password``: ask for it first."""
+def mount(app: "FastAPI", blocks: gr.Blocks) -> "FastAPI":
+    """Let an app carry the page at ``/``; its own routes must be there already, and who may come in is its business."""
     return gr.mount_gradio_app(
         app,
         blocks,
@@ -86,15 +84,10 @@ def mount(app: "FastAPI", blocks: gr.Blocks, *, password: str | None = None) -> 
         theme=gr.themes.Default(font=FONTS, font_mono=MONOSPACE),
         css=show.STYLE,
         max_file_size=MAX_UPLOAD,
-        auth=None if password is None else _knows(password),
         footer_links=[],
         run_history=False,
         ssr_mode=False,
     )
-
-
-def _knows(password: str) -> Callable[[str, str], bool]:
-    return lambda _, given: hmac.compare_digest(given.encode(), password.encode())
 
 
 def _about(backend: Backend, language: str) -> str:

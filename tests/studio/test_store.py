@@ -1,0 +1,159 @@
+"""Judgements: kept, counted by formulas with known results, and exported as what DPO reads."""
+
+import json
+import sqlite3
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhea.errors import InputError
+from rhea.studio.store import Comparison, Rating, Sample, Store, agreement_of
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "folder" / "judgements.db")
+
+
+def some(count: int = 2, prompt: str = "a red circle") -> list[Sample]:
+    return [
+        Sample(prompt=prompt, media=b"png %d" % index, suffix=".png", token_ids=(7, index), settings={"seed": index})
+        for index in range(count)
+    ]
+
+
+def added(store: Store, count: int = 2, prompt: str = "a red circle") -> Comparison:
+    return store.add(prompt, some(count, prompt))
+
+
+def test_a_comparison_comes_back_as_it_was_also_from_a_new_store(store: Store) -> None:
+    kept = added(store, 3)
+    again = Store(store.path).comparison(kept.id)
+    assert again == kept
+    assert [sample.token_ids for sample in again.samples] == [(7, 0), (7, 1), (7, 2)]
+    assert [sample.settings["seed"] for sample in again.samples] == [0, 1, 2]
+    assert again.samples[1].media == b"png 1"
+
+
+def test_the_next_comparison_is_the_oldest_that_one_has_not_judged(store: Store) -> None:
+    first, second = added(store), added(store, prompt="two squares")
+    store.judge(first.id, "Ada", None)
+    assert store.next_for("Ada") == second
+    assert store.next_for("Grace") == first
+    store.judge(second.id, " Ada ", second.samples[0].id)
+    assert store.next_for("Ada") is None
+
+
+def test_a_second_judgement_replaces_the_first_with_its_ratings(store: Store) -> None:
+    kept = added(store)
+    one, two = (sample.id for sample in kept.samples)
+    store.judge(kept.id, "Ada", one, {one: Rating(text_match=5, look=4), two: Rating(look=2)})
+    store.judge(kept.id, "Ada", two, {two: Rating(text_match=1)})
+    (found,) = store.judgements()
+    assert (found["best"], found["ratings"]) == (two, [{"sample": two, "text_match": 1, "look": None}])
+    assert store.counts() == {"comparisons": 1, "judgements": 1, "captions": 0}
+
+
+def test_preferences_pair_the_best_with_each_other_one(store: Store) -> None:
+    kept, tied = added(store, 3), added(store)
+    store.judge(kept.id, "Ada", kept.samples[1].id)
+    store.judge(tied.id, "Ada", None)
+    found = list(store.preferences())
+    assert [(each["chosen_ids"], each["rejected_ids"]) for each in found] == [([7, 1], [7, 0]), ([7, 1], [7, 2])]
+    assert {each["prompt"] for each in found} == {"a red circle"}
+    assert found[0]["chosen_settings"] == {"seed": 1}
+    assert len(list(store.judgements())) == 2, "a tie teaches no preference, but it was judged"
+
+
+def test_captions_are_corrected_once_per_annotator(store: Store) -> None:
+    sample = added(store).samples[0]
+    store.correct(sample.id, "Ada", "a red disc")
+    store.correct(sample.id, "Ada", "  一个红色圆盘 ")
+    store.correct(sample.id, "Grace", "a circle")
+    told = [(each["annotator"], each["prompt"], each["caption"], each["token_ids"]) for each in store.captions()]
+    assert told == [("Ada", "a red circle", "一个红色圆盘", [7, 0]), ("Grace", "a red circle", "a circle", [7, 0])]
+
+
+def test_the_export_holds_records_and_the_files_they_name(store: Store, tmp_path: Path) -> None:
+    kept = added(store)
+    store.judge(kept.id, "Ada", kept.samples[1].id, {kept.samples[1].id: Rating(text_match=5, look=3)})
+    store.correct(kept.samples[0].id, "Ada", "红色")
+    store.export(tmp_path / "out.zip")
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        lines = {name: archive.read(f"{name}.jsonl").decode() for name in ("preferences", "judgements", "captions")}
+        preference = json.loads(lines["preferences"])
+        assert archive.read(preference["chosen"]) == b"png 1"
+        assert archive.read(preference["rejected"]) == b"png 0"
+    assert "红色" in lines["captions"]
+    assert json.loads(lines["judgements"])["ratings"][0]["look"] == 3
+
+
+def two(*pairs: str) -> list[dict[str, Any]]:
+    return [{"Ada": pair[0], "Grace": pair[1]} for pair in pairs]
+
+
+def test_cohens_kappa_of_two_annotators() -> None:
+    """The textbook's table: 20 times both yes, 15 both no, 5 and 10 apart; 70 %, kappa 0.4."""
+    found = agreement_of(two(*["yy"] * 20, *["yn"] * 5, *["ny"] * 10, *["nn"] * 15))
+    assert (found.kind, found.comparisons, found.annotators) == ("Cohen", 50, 2)
+    assert found.percent == pytest.approx(70)
+    assert found.kappa == pytest.approx(0.4)
+
+
+def test_fleiss_kappa_of_many_annotators() -> None:
+    """The example of Fleiss' measure that is worked through most often: 10 subjects, 14 raters, 5 categories; 0.210."""
+    table = """
+        0 0 0 0 14 | 0 2 6 4 2 | 0 0 3 5 6 | 0 3 9 2 0 | 2 2 8 1 1
+        7 7 0 0 0 | 3 2 6 3 0 | 2 5 3 2 2 | 6 5 2 1 0 | 0 2 2 3 7"""
+    rows = [list(map(int, row.split())) for line in table.strip().splitlines() for row in line.split("|")]
+    judged = [dict(enumerate(label for label, count in enumerate(counts) for _ in range(count))) for counts in rows]
+    found = agreement_of([{str(name): label for name, label in labels.items()} for labels in judged])
+    assert (found.kind, found.annotators) == ("Fleiss", 14)
+    assert found.kappa == pytest.approx(0.210, abs=5e-4)
+    assert found.percent == pytest.approx(37.8, abs=0.05)
+
+
+def test_agreement_of_too_few_or_all_alike() -> None:
+    assert agreement_of([]).percent is None
+    alike = agreement_of(two("aa", "aa"))
+    assert (alike.percent, alike.kappa) == (100, None), "chance would agree as well: kappa says nothing"
+    assert agreement_of(two("ab", "ba")).kappa == pytest.approx(-1)
+
+
+def test_agreement_looks_at_places_and_at_shared_comparisons_only(store: Store) -> None:
+    first, second, alone = added(store), added(store), added(store)
+    for kept, ada, grace in ((first, 0, 0), (second, 1, None)):
+        store.judge(kept.id, "Ada", kept.samples[ada].id)
+        store.judge(kept.id, "Grace", None if grace is None else kept.samples[grace].id)
+    store.judge(alone.id, "Ada", None)
+    found = store.agreement()
+    assert (found.comparisons, found.percent, found.kind) == (2, 50, "Cohen")
+    assert found.kappa == pytest.approx((0.5 - 0.25) / 0.75)
+
+
+def test_what_the_store_refuses(store: Store, tmp_path: Path) -> None:
+    kept, other = added(store), added(store)
+    with pytest.raises(InputError, match="give two or more"):
+        added(store, 1)
+    with pytest.raises(InputError, match="is not in comparison"):
+        store.judge(kept.id, "Ada", other.samples[0].id)
+    with pytest.raises(InputError, match="a rating of 6"):
+        store.judge(kept.id, "Ada", None, {kept.samples[0].id: Rating(look=6)})
+    with pytest.raises(InputError, match="who judges"):
+        store.judge(kept.id, "  ", None)
+    with pytest.raises(InputError, match="no comparison 99"):
+        store.judge(99, "Ada", None)
+    with pytest.raises(InputError, match="no sample 99"):
+        store.correct(99, "Ada", "a circle")
+    with pytest.raises(InputError, match="caption is empty"):
+        store.correct(kept.samples[0].id, "Ada", " ")
+    assert store.counts()["judgements"] == 0, "what is refused leaves nothing behind"
+    (tmp_path / "picture.db").write_bytes(b"no database at all, but long enough to be taken for one" * 30)
+    with pytest.raises(InputError, match="cannot be used for judgements"):
+        Store(tmp_path / "picture.db")
+    with sqlite3.connect(tmp_path / "newer.db") as database:
+        database.execute("PRAGMA user_version = 7")
+    with pytest.raises(InputError, match="version 7"):
+        Store(tmp_path / "newer.db")
