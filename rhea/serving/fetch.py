@@ -132,9 +132,9 @@ def is_public(address: str) -> bool:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(ip, ipaddress.IPv6Address) and (ip not in _PUBLIC_V6 or ip.sixtofour or ip.teredo):
+    if isinstance(ip, ipaddress.IPv6Address) and (ip not in _PUBLIC_V6 or ip.sixtofour):
         return False  # outside are mapped (::ffff:0:0/96) and translated (64:ff9b::/96) IPv4 addresses too
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    return ip.is_global and not ip.is_multicast
 
 
 async def _resolve(host: str) -> list[str]:
