@@ -16,6 +16,7 @@ import av
 import numpy as np
 import openai
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from served import INFO, PATIENCE, FakeBackend, until
@@ -27,7 +28,6 @@ from rhea.serving import errors, videos
 from rhea.serving.backend import BackendDiedError, Done, Draw, Event, Extend, Partial, Task
 from rhea.serving.jobs import JobStore
 from rhea.serving.local import LocalBackend
-from rhea.serving.serve import Listening, running
 from rhea.serving.untrusted import MediaGuard
 from rhea.serving.videos import videos_router
 
@@ -75,6 +75,19 @@ def guard() -> MediaGuard:
     return MediaGuard()
 
 
+@contextlib.asynccontextmanager
+async def listening(app: FastAPI) -> AsyncGenerator[int, None]:
+    """Serve an app while the block runs; yield its port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not task.done()
+        await asyncio.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    await task
+
+
 @contextlib.contextmanager
 def showing(backend: Any, folder: Path, guard: MediaGuard | None = None, **options: Any) -> Iterator[Cinema]:
     """Serve films until the block ends; what is not finished then is given up."""
@@ -89,8 +102,8 @@ def showing(backend: Any, folder: Path, guard: MediaGuard | None = None, **optio
             router = videos_router(backend, guard or MediaGuard(), jobs, **options)
             app.include_router(router)
             await router.start()
-            server = await stack.enter_async_context(running(app, Listening(port=0, drain=1)))
-            found.append(server.port)
+            port = await stack.enter_async_context(listening(app))
+            found.append(port)
             started.set()
             await asyncio.to_thread(ended.wait)
             await router.stop()
@@ -338,8 +351,8 @@ def test_jobs_may_finish_while_a_server_stops(tmp_path: Path) -> None:
         errors.install(app)
         router = videos_router(backend, MediaGuard(), jobs)
         app.include_router(router)
-        async with running(app, Listening(port=0)) as server:
-            cinema = Cinema(f"http://127.0.0.1:{server.port}/v1", openai.OpenAI(api_key="none"))
+        async with listening(app) as port:
+            cinema = Cinema(f"http://127.0.0.1:{port}/v1", openai.OpenAI(api_key="none"))
             await asyncio.to_thread(cinema.order, prompt="x")
             stopping = asyncio.create_task(router.stop(PATIENCE))
             await asyncio.sleep(0)
