@@ -94,6 +94,6 @@ def install(app: FastAPI, refused: Callable[[BaseException], ApiError] = api_err
         return refused(error).response()
 
     for kind in (ApiError, InputError, BusyError, BackendDiedError, TimeoutError, ExceptionGroup):
-        app.add_exception_handler(kind, answer)  # type: ignore[arg-type]
+        app.add_exception_handler(kind, answer)
     for ours in (RequestValidationError, ValidationError, HTTPException, Exception):
         app.add_exception_handler(ours, answer)

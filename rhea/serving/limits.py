@@ -30,6 +30,9 @@ class ServerSettings:
 
     api_keys: tuple[str, ...] = ()
     """One of them is asked for everywhere but at /health; none: no key is needed."""
+    hosts: tuple[str, ...] = ()
+    """What clients may call the server; empty: anything. Without keys, a page that a browser has opened could otherwise
+    reach a server on the same machine by a name that it lets point there."""
     max_body_bytes: int = 32 * 2**20
     """Of a request, checked before it is parsed."""
     max_open: int = 256
@@ -38,8 +41,6 @@ class ServerSettings:
     """To send a whole request."""
     deadline_seconds: float = 600.0
     """For the model's whole work on one request."""
-    drain_seconds: float = 30.0
-    """For what is under way when the server is told to stop."""
 
 
 class Door:
@@ -60,7 +61,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         try:
-            self._check_key(scope)
+            self._check_caller(scope)
         except ApiError as error:
             await self._refuse(error, scope, receive, send)
             return
@@ -126,11 +127,14 @@ class Door:
             headers={"Connection": "close"},
         )
 
-    def _check_key(self, scope: Scope) -> None:
-        keys = self._settings.api_keys
+    def _check_caller(self, scope: Scope) -> None:
+        headers, keys, hosts = dict(scope["headers"]), self._settings.api_keys, self._settings.hosts
+        if hosts and _host(headers.get(b"host", b"")) not in hosts:
+            message = f"this server is only known as {' or '.join(hosts)}: it needs an API key to be called otherwise"
+            raise ApiError(403, message, code="unknown_host")
         if not keys or scope["path"] in _OPEN_TO_ALL:
             return
-        given = _credential(dict(scope["headers"]).get(b"authorization", b""))
+        given = _credential(headers.get(b"authorization", b""))
         # Every key is compared, in constant time: how long it takes tells nothing.
         if not sum(hmac.compare_digest(given, key.encode()) for key in keys):
             raise ApiError(
@@ -156,3 +160,9 @@ def _credential(header: bytes) -> bytes:
             return base64.b64decode(value).partition(b":")[2]
         return b""
     return value.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _host(header: bytes) -> str:
+    """Return the name in a Host header, without its port."""
+    name = header.decode("latin-1").lower()
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]

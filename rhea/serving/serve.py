@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from rhea.serving.choice import ModelChoice
 from rhea.serving.limits import Bounds, ServerSettings
 from rhea.serving.process import ProcessBackend
 from rhea.serving.untrusted import MediaGuard
+
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,8 @@ class Listening:
         """What the app is to allow, keys from the environment included."""
         named = (key.strip() for key in os.environ.get("RHEA_API_KEYS", "").split(","))
         keys = (*self.api_key, *(key for key in named if key))
-        return ServerSettings(api_keys=keys, deadline_seconds=self.deadline, drain_seconds=self.drain)
+        hosts = () if keys or not _is_loopback(self.host) else (*_LOCAL, self.host)
+        return ServerSettings(api_keys=keys, hosts=hosts, deadline_seconds=self.deadline)
 
     def check(self) -> None:
         """Raise InputError for what must not be."""
@@ -69,19 +73,20 @@ def serve(
     for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again after it has stopped
         signal.signal(name, lambda *_: None)
     bounds = Bounds(max_requests=options.max_requests, max_tokens=options.max_tokens)
-    backend = ProcessBackend(model, bounds=bounds)
-    asyncio.run(_serve(backend, options, say, mount))
+    with bound(options) as port:
+        asyncio.run(_serve(ProcessBackend(model, bounds=bounds), options, port, say, mount))
 
 
 async def _serve(
     backend: ProcessBackend,
     options: Listening,
+    port: socket.socket,
     say: Callable[[str], None],
     mount: Callable[[FastAPI], FastAPI] | None,
 ) -> None:
     async with backend, _guarding() as guard:
         app = create_app(backend, options.settings, guard)
-        async with running(mount(app) if mount else app, options) as server:
+        async with running(mount(app) if mount else app, options, port) as server:
             say(_welcome(server, options, backend.info.name))
             await server.wait()
 
@@ -101,29 +106,38 @@ class RunningServer:
         self._server.should_exit = True
 
 
+def bound(options: Listening) -> socket.socket:
+    """Take the port; InputError if it can't be had. Nobody is let in before the server is ready."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        said = error.strerror or "it is not known"
+        raise InputError(f"cannot listen at {options.host}, port {options.port}: {said}; try another --port") from None
+    return taken
+
+
 @contextlib.asynccontextmanager
-async def running(app: FastAPI, options: Listening) -> AsyncIterator[RunningServer]:
-    """Serve an app while the block runs; what is under way at its end has ``drain`` seconds."""
+async def running(app: FastAPI, options: Listening, port: socket.socket | None = None) -> AsyncIterator[RunningServer]:
+    """Serve an app while the block runs; what is under way at its end has ``drain`` seconds; ``port``: bound before."""
+    port = port or bound(options)
     config = uvicorn.Config(
         app,
-        host=options.host,
-        port=options.port,
         log_level=logging.WARNING,
         timeout_graceful_shutdown=max(round(options.drain), 1),
         timeout_keep_alive=30,
-        h11_max_incomplete_event_size=64 * 2**10,
-        limit_concurrency=None,
         server_header=False,
     )
     server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
+    task = asyncio.create_task(server.serve(sockets=[port]))
     try:
-        while not server.started:
-            if task.done():
-                await task
-                raise InputError(f"cannot listen at {options.host}, port {options.port}: is it taken? Try --port 0")
+        while not server.started and not task.done():
             await asyncio.sleep(0.01)
-        yield RunningServer(server, task, server.servers[0].sockets[0].getsockname()[1])
+        yield RunningServer(server, task, port.getsockname()[1])
     finally:
         server.should_exit = True
         await task

@@ -19,7 +19,7 @@ from rhea.serving.app import create_app
 from rhea.serving.backend import Clip, Done, Event, ModelInfo, Partial, Task
 from rhea.serving.errors import ApiError
 from rhea.serving.limits import ServerSettings
-from rhea.serving.serve import Listening, running
+from rhea.serving.serve import Listening, bound, running
 
 PATIENCE = 60.0
 """Seconds that a test waits for what must come; never a measure of speed."""
@@ -51,8 +51,9 @@ def serving(backend: Any, settings: ServerSettings | None = None, guard: Any = N
         async with contextlib.AsyncExitStack() as stack:
             if hasattr(backend, "__aenter__"):
                 await stack.enter_async_context(backend)
-            app = create_app(backend, settings, guard or TrustingGuard())
-            server = await stack.enter_async_context(running(app, Listening(port=0, drain=5)))
+            app, options = create_app(backend, settings, guard or TrustingGuard()), Listening(port=0, drain=5)
+            port = stack.enter_context(bound(options))
+            server = await stack.enter_async_context(running(app, options, port))
             loop = asyncio.get_running_loop()
             url = f"http://127.0.0.1:{server.port}"
             found.append(Served(url, app, backend, lambda: loop.call_soon_threadsafe(stop.set)))

@@ -13,11 +13,11 @@ import openai
 import pytest
 from served import FakeBackend, Served, drawn, endless, serving, until
 
-from rhea.errors import BusyError
+from rhea.errors import BusyError, InputError
 from rhea.serving.backend import BackendDiedError, Event, Task, TextDelta
 from rhea.serving.errors import api_error
 from rhea.serving.limits import ServerSettings
-from rhea.serving.serve import Listening
+from rhea.serving.serve import Listening, bound
 
 SETTINGS = ServerSettings(api_keys=("first", "second"), max_body_bytes=1000, max_open=3)
 IMPATIENT = replace(SETTINGS, body_seconds=0.3, deadline_seconds=0.3)
@@ -186,6 +186,29 @@ def test_other_machines_need_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ({"port": 70000}, {"slots": 0}, {"drain": -1.0}):
         with pytest.raises(ValueError, match=r"must be|a port is"):
             Listening(**wrong).check()
+
+
+def test_without_a_key_a_local_server_only_answers_to_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page in a browser may have its own name point at this machine, and would then be of the same origin."""
+    monkeypatch.delenv("RHEA_API_KEYS", raising=False)
+    with serving(FakeBackend(), Listening().settings) as server:
+        for host, status in (
+            ("evil.example", 403),
+            ("evil.example:8000", 403),
+            ("", 403),
+            ("127.0.0.1:1", 200),
+            ("localhost", 200),
+            ("[::1]:8000", 200),
+        ):
+            assert httpx.get(server.url + "/v1/models", headers={"Host": host}).status_code == status
+    assert Listening(api_key=("one",)).settings.hosts == ()
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with bound(Listening(port=0)) as taken:
+        taken.listen()
+        with pytest.raises(InputError, match=r"cannot listen at 127.0.0.1, port \d+: Address already in use"):
+            bound(Listening(port=taken.getsockname()[1]))
 
 
 def test_stopping_lets_requests_finish() -> None:
