@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from rhea.serving.app import create_app
 from rhea.serving.limits import Bounds
 from rhea.serving.local import LocalBackend
-from rhea.serving.serve import Listening, running
+from rhea.serving.serve import Listening, bound, running
 from rhea.serving.untrusted import MediaGuard
 from rhea.studio.page import create_studio, mount
 from rhea.studio.store import Store
@@ -24,17 +25,21 @@ def run(model: "Rhea", options: Listening, judgements: str | Path, say: Callable
     store = Store(Path(judgements))
     for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again after it has stopped
         signal.signal(name, lambda *_: None)
-    asyncio.run(_run(model, options, store, say))
+    with bound(options) as port:
+        asyncio.run(serve_studio(model, options, port, store, say))
 
 
-async def _run(model: "Rhea", options: Listening, store: Store, say: Callable[[str], None]) -> None:
+async def serve_studio(
+    model: "Rhea", options: Listening, port: socket.socket, store: Store, say: Callable[[str], None]
+) -> None:
+    """Serve page and API on a bound socket until the server is told to stop."""
     bounds = Bounds(max_requests=options.max_requests, max_tokens=options.max_tokens)
     guard = MediaGuard()
     try:
         async with LocalBackend(model, bounds=bounds) as backend:
             app = create_app(backend, options.settings, guard)
             mount(app, create_studio(backend, model, store, guard))
-            async with running(app, options) as server:
+            async with running(app, options, port) as server:
                 say(f"the studio is open at http://{options.host}:{server.port}/ (Ctrl-C closes it)")
                 await server.wait()
     finally:

@@ -260,12 +260,12 @@ def test_two_annotators_compare_and_export(visitor: Visitor, desktop: Any, url: 
     visitor.write("compare-prompt", "a small red circle")
     visitor.button("Draw samples to compare").click()
     visitor.until("compare-status", "Write your name first")
+    visitor.button("Keep my judgement").click()
+    visitor.until("compare-status", "draw samples, or take the next comparison, first")
     visitor.write("annotator", "Ada")
     visitor.button("Draw samples to compare").click()
     visitor.until("compare-status", "Which is better?")
     assert "seed" not in page.locator("#compare-board").inner_text(), "how they were made is not told yet"
-    visitor.button("Keep my judgement").click()
-    visitor.until("compare-status", "say which is the better one, or tie")
     page.locator("#best").get_by_text("A", exact=True).click()
     page.locator("#text_match-A").get_by_text("5", exact=True).click()
     visitor.write("caption-B", "a red circle on grey")
@@ -294,11 +294,14 @@ def test_two_annotators_compare_and_export(visitor: Visitor, desktop: Any, url: 
     other.leave()
     with zipfile.ZipFile(tmp_path / "judgements.zip") as archive:
         preferences = [json.loads(line) for line in archive.read("preferences.jsonl").splitlines()]
+        judgements = [json.loads(line) for line in archive.read("judgements.jsonl").splitlines()]
         captions = [json.loads(line) for line in archive.read("captions.jsonl").splitlines()]
         chosen = archive.read(preferences[0]["chosen"])
     assert [each["annotator"] for each in preferences] == ["Ada", "Grace"]
     assert len(preferences[0]["chosen_ids"]) == 75
     assert preferences[0]["prompt"] == "a small red circle"
+    (rating,) = [each for each in judgements[0]["ratings"] if each["sample"] == judgements[0]["best"]]
+    assert (rating["text_match"], rating["look"]) == (5, None)
     assert captions[0]["caption"] == "a red circle on grey"
     assert chosen.startswith(b"\x89PNG")
 

@@ -1,0 +1,280 @@
+"""The studio without a browser: its texts, its shelf, what it says when things go wrong, and its door."""
+
+import asyncio
+import contextlib
+import string
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tiny_model import tiny_checkpoint
+
+from rhea.errors import BusyError, InputError
+from rhea.generation.model import Rhea
+from rhea.serving.backend import Done, Draw, Edit, Event, Partial, Sampling, Task
+from rhea.serving.errors import ApiError
+from rhea.serving.serve import Listening, bound
+from rhea.serving.untrusted import MediaGuard, MediaLimits
+from rhea.studio import show
+from rhea.studio.compare import LETTERS, Bench, agreement, keep_judgement, shuffled
+from rhea.studio.look import prompt_of
+from rhea.studio.page import create_studio
+from rhea.studio.run import serve_studio
+from rhea.studio.shelf import Piece, Shelf, read_upload
+from rhea.studio.store import Comparison, Sample, Store
+from rhea.studio.texts import TEXTS, preferred, say
+from rhea.studio.work import told, work
+
+GREY = np.full((4, 6, 3), 128, np.uint8)
+
+
+def test_every_text_is_in_both_languages_with_the_same_gaps() -> None:
+    for key, (english, chinese) in TEXTS.items():
+        gaps = [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in (english, chinese)]
+        assert gaps[0] == gaps[1], key
+        assert any(ord(character) > 0x2E80 for character in chinese), key
+        assert not any(ord(character) > 0x2E80 for character in english), key
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("en-GB,zh;q=0.5", "en"),
+        ("fr,zh-TW;q=0.8,en", "zh"),
+        ("", "en"),
+        ("de", "en"),
+    ],
+)
+def test_the_browser_proposes_a_language(header: str, language: str) -> None:
+    assert preferred(header) == language
+
+
+def test_the_shelf_keeps_the_latest_and_forgets_the_rest() -> None:
+    shelf = Shelf()
+    for number in range(30):
+        shelf.put(Piece(pixels=GREY, title=f"piece {number}"))
+        shelf.chats[shelf.chosen] = [("?", "!")]
+    assert len(shelf.pieces) == len(shelf.chats) == 24
+    assert shelf.piece is not None
+    assert shelf.piece.title == "piece 29"
+    shelf.choose(1)
+    assert shelf.piece.title == "piece 29", "what is forgotten cannot be taken"
+    shelf.choose(7)
+    assert shelf.piece.title == "piece 6"
+    assert shelf.html("en").count('aria-pressed="true"') == 1
+
+
+def test_what_users_write_is_never_markup() -> None:
+    evil = '"><script>alert(1)</script>'
+    shelf = Shelf()
+    shelf.put(Piece(pixels=GREY, title=evil))
+    for html in (shelf.html("en"), shelf.shown("en"), show.error(evil), show.status(evil), show.figure("", evil, evil)):
+        assert "<script" not in html
+        assert "&quot;&gt;&lt;script&gt;" in html
+
+
+def test_uploads_are_pictures_or_films_by_what_they_are(tmp_path: Path) -> None:
+    frames = np.zeros((3, 16, 16, 3), np.uint8)
+    frames[1:, :, 8:] = 200
+    from rhea import media
+
+    media.write_film(tmp_path / "film.gif", frames, 8.0)
+    media.write_film(tmp_path / "still.gif", frames[:1], 8.0)
+    media.write_picture(tmp_path / "picture.png", frames[1])
+    (tmp_path / "film.gif").rename(tmp_path / "film.png")  # a name says nothing
+
+    async def read(name: str, guard: MediaGuard) -> Piece:
+        return await read_upload(guard, str(tmp_path / name), name)
+
+    async def check() -> None:
+        guard = MediaGuard()
+        try:
+            film = await read("film.png", guard)
+            assert (film.is_film, len(film.pixels), film.fps) == (True, 3, 8.0)
+            assert (await read("still.gif", guard)).pixels.shape == (16, 16, 3)
+            np.testing.assert_array_equal((await read("picture.png", guard)).pixels, frames[1])
+            (tmp_path / "empty.png").write_bytes(b"")
+            (tmp_path / "text.png").write_text("no picture")
+            for name, code in (("empty.png", "empty_media"), ("text.png", "unsupported_format")):
+                with pytest.raises(ApiError) as refused:
+                    await read(name, guard)
+                assert refused.value.code == code
+                assert code in TEXTS
+            with pytest.raises(ApiError) as refused:
+                await read("picture.png", MediaGuard(MediaLimits(max_bytes=20)))
+            assert refused.value.code == "media_too_large"
+        finally:
+            await guard.stop()
+
+    asyncio.run(check())
+
+
+class Scripted:
+    """A backend that says what a test wrote down."""
+
+    def __init__(self, *scripts: list[Event | Exception], hold: asyncio.Event | None = None) -> None:
+        self.scripts, self.hold, self.left = list(scripts), hold, 0
+
+    async def run(self, task: Task, *, partials: int | None = None) -> AsyncGenerator[Event, None]:
+        script = self.scripts[task.sampling.sample_index]
+        try:
+            for event in script:
+                await asyncio.sleep(0)
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+            if self.hold is not None:
+                await self.hold.wait()
+        finally:
+            self.left += 1
+
+
+def tasks(count: int) -> list[Draw]:
+    return [Draw(prompt="x", sampling=Sampling(sample_index=index)) for index in range(count)]
+
+
+def part(done: int) -> Partial:
+    return Partial(pixels=GREY, rows_done=done, rows=4)
+
+
+def test_tasks_are_heard_together_and_a_slow_listener_skips() -> None:
+    async def check() -> None:
+        backend: Any = Scripted([part(1), part(2), Done(new_tokens=1)], [part(3), Done(new_tokens=2)])
+        last: dict[int, Event] = {}
+        heard = 0
+        async for news in work(backend, tasks(2)):
+            last |= news
+            heard += len(news)
+            await asyncio.sleep(0.01)
+        assert [event.new_tokens for event in (last[0], last[1]) if isinstance(event, Done)] == [1, 2]
+        assert heard < 5
+        assert backend.left == 2
+
+    asyncio.run(check())
+
+
+def test_leaving_or_one_error_ends_all_tasks() -> None:
+    async def check() -> None:
+        backend: Any = Scripted([part(1)], [part(1)], hold=asyncio.Event())
+        async with contextlib.aclosing(work(backend, tasks(2))) as news:
+            async for _ in news:
+                break
+        assert backend.left == 2
+        backend = Scripted([part(1)], [BusyError("17 requests wait")], hold=asyncio.Event())
+        with pytest.raises(BusyError):
+            async for _ in work(backend, tasks(2)):
+                pass
+        assert backend.left == 2
+
+    asyncio.run(check())
+
+
+def test_errors_are_told_in_the_users_language() -> None:
+    assert told(InputError("size 3x3 is odd"), "en") == "That did not work: size 3x3 is odd"
+    assert told(BusyError("17 wait"), "zh") == say("zh", "busy")
+
+
+def test_annotators_see_samples_in_orders_of_their_own() -> None:
+    samples = tuple(
+        Sample(prompt="x", media=b"", suffix=".png", token_ids=(), settings={}, id=number) for number in range(4)
+    )
+    comparison = Comparison(id=3, prompt="x", samples=samples)
+    orders = {tuple(sample.id for sample in shuffled(comparison, f"annotator {number}")) for number in range(40)}
+    assert len(orders) > 10
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert shuffled(comparison, "Ada") == shuffled(comparison, " Ada ")
+    assert len(LETTERS) == 4
+
+
+def test_a_judgement_names_samples_by_their_letters(tmp_path: Path) -> None:
+    store, bench = Store(tmp_path / "j.db"), Bench()
+    with pytest.raises(InputError, match="draw samples"):
+        keep_judgement(store, bench, "Ada", "A", (), "en")
+    made = [Sample(prompt="x", media=b"", suffix=".png", token_ids=(), settings={}) for _ in range(3)]
+    bench.comparison = store.add("x", made)
+    bench.order = tuple(reversed(bench.comparison.samples))
+    answers = (5, 4, "", None, None, "a ring", None, 2, None)
+    with pytest.raises(InputError, match="say which is the better one"):
+        keep_judgement(store, bench, "Ada", None, answers, "en")
+    keep_judgement(store, bench, "Ada", "B", answers, "en")
+    (found,) = store.judgements()
+    first, second, third = (sample.id for sample in bench.comparison.samples)
+    assert found["best"] == second
+    rated = {each["sample"]: (each["text_match"], each["look"]) for each in found["ratings"]}
+    assert rated == {third: (5, 4), second: (None, None), first: (None, 2)}
+    assert [each["file"] for each in store.captions()] == [f"samples/{second}.png"]
+    keep_judgement(store, bench, "Ada", "tie", answers, "en")
+    assert [each["best"] for each in store.judgements()] == [None]
+    assert agreement(store, "en") == "<p>1 comparisons, 1 judgements, 1 corrected captions.</p>"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Rhea:
+    return Rhea(tiny_checkpoint())
+
+
+def test_a_piece_leads_back_to_the_prompt_it_was_drawn_from(tiny: Rhea) -> None:
+    sampling = Sampling(guidance_scale=2.0, top_k=7, temperature=0.9, seed=5, sample_index=2, negative_prompt="two")
+    drawn = Draw(prompt="a small red circle", size="24x32", sampling=sampling)
+    first = tiny.prompts.draw("a small red circle", size="24x32", guidance_scale=2.0, top_k=7, temperature=0.9, seed=5)
+    expected = replace(first, sample_index=2, negative=tiny.prompts.draw("two").document)
+    found = prompt_of(tiny, Piece(pixels=GREY, title="x", task=drawn))
+    for one, other in zip(tiny.completer.requests([found]), tiny.completer.requests([expected]), strict=True):
+        assert (one.prompt, one.negative_prompt, one.sampling) == (other.prompt, other.negative_prompt, other.sampling)
+        assert (one.seed, one.sample_index) == (5, 2)
+    picture = np.zeros((32, 24, 3), np.uint8)
+    edited = Edit(images=(picture,), instruction="make it blue", sampling=Sampling(seed=3))
+    found = prompt_of(tiny, Piece(pixels=GREY, title="x", task=edited))
+    (one,), (other,) = (
+        tiny.completer.requests([p]) for p in (found, tiny.prompts.edit([picture], "make it blue", seed=3))
+    )
+    assert (one.prompt, one.seed) == (other.prompt, 3)
+
+
+def test_tabs_are_there_for_what_is_there(tiny: Rhea, tmp_path: Path) -> None:
+    from rhea.serving.local import LocalBackend
+
+    def tabs(*given: Any) -> set[str]:
+        blocks = create_studio(LocalBackend(tiny), *given)
+        return {block.elem_id.removeprefix("tab-") for block in blocks.blocks.values() if _is_tab(block)}
+
+    always = {"create", "ask", "edit", "continue"}
+    assert tabs() == always
+    assert tabs(tiny) == {*always, "look"}
+    assert tabs(None, Store(tmp_path / "j.db")) == {*always, "compare"}
+
+
+def _is_tab(block: Any) -> bool:
+    return type(block).__name__ == "Tab"
+
+
+def test_page_and_api_share_a_door(tiny: Rhea, tmp_path: Path) -> None:
+    async def check() -> None:
+        heard = asyncio.Queue[str]()
+        options = Listening(port=0, api_key=("secret",), drain=1)
+        store = Store(tmp_path / "j.db")
+        running = asyncio.create_task(serve_studio(tiny, options, bound(options), store, heard.put_nowait))
+        hearing = asyncio.create_task(heard.get())
+        await asyncio.wait([running, hearing], return_when=asyncio.FIRST_COMPLETED)
+        assert not running.done() or await running, "the server ended"
+        url = hearing.result().split("at ")[1].split()[0]
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            assert (await client.get("/")).status_code == 401
+            assert (await client.get("/health")).status_code == 200
+            page = await client.get("/", auth=("anybody", "secret"))
+            assert page.status_code == 200
+            assert "gradio" in page.text
+            assert "googleapis" not in page.text
+            models = await client.get("/v1/models", headers={"Authorization": "Bearer secret"})
+            assert models.json()["data"][0]["id"]
+            assert (await client.get("/config", auth=("anybody", "secret"))).json()["analytics_enabled"] is False
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+    asyncio.run(check())
