@@ -155,6 +155,7 @@ def test_help_teaches_with_examples(run: Callable) -> None:
         "inspect",
         "convert",
         "demo",
+        "serve",
     ):
         assert command in output
         code, told, _ = run(command, "--help", model=False)

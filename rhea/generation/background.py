@@ -5,6 +5,7 @@ steps, so a cancelled request is gone before the next forward.
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -25,7 +26,7 @@ class _Listener:
     """The tokens at the end of the inbox, which further ones may join."""
 
     def tell(self, item: list[int] | Exception | None) -> None:
-        if not self.loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # nobody listens any more: the loop is closed
             self.loop.call_soon_threadsafe(self._put, item)
 
     async def hear(self) -> list[int] | Exception | None:
