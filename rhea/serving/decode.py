@@ -161,9 +161,8 @@ def _video_header(path: str, limits: Limits) -> tuple[int, int]:
     whitelists = {"format_whitelist": _CONTAINERS, "codec_whitelist": f"{_CODECS},{_SOUND_CODECS}"}
     with open(path, "rb") as file, av.open(file, options=whitelists) as container:
         allowed = {*_CODECS.split(","), *_SOUND_CODECS.split(",")}
-        if any(
-            stream.codec_context is None or stream.codec_context.name not in allowed for stream in container.streams
-        ):
+        decoded = [stream.codec_context for stream in container.streams if stream.type in ("video", "audio")]
+        if any(context is None or context.name not in allowed for context in decoded):
             raise RefusedError("codec")
         if not container.streams.video:
             raise RefusedError("no_film")

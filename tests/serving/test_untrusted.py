@@ -194,6 +194,24 @@ def test_a_film_may_not_hide_other_codecs(guard: MediaGuard) -> None:
     refused(guard, container("mp4", "jpeg2000"), "unsupported_codec", kind="film")
 
 
+def test_a_film_may_not_hide_a_codec_in_another_stream(guard: MediaGuard) -> None:
+    for codec, taken in (("aac", True), ("alac", False)):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="mp4") as output:
+            stream, sound = output.add_stream("libx264", rate=8), output.add_stream(codec, rate=8000)
+            stream.width, stream.height, stream.pix_fmt = 40, 24, "yuv420p"
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(PIXELS, format="rgb24")))
+            silence = np.zeros((1, 1024), np.float32 if codec == "aac" else np.int16)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp" if codec == "aac" else "s16p", layout="mono")
+            frame.sample_rate = 8000
+            output.mux(sound.encode(frame))
+            output.mux([*stream.encode(), *sound.encode()])
+        if taken:
+            assert asyncio.run(guard.film(buffer.getvalue())).frames.shape == (1, 24, 40, 3)
+        else:
+            refused(guard, buffer.getvalue(), "unsupported_codec", kind="film")
+
+
 def test_sound_alone_is_no_film(guard: MediaGuard) -> None:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
