@@ -97,6 +97,4 @@ def _live(value: Any, arrays: Any) -> Any:
     live = {key: _live(each, arrays) for key, each in value.items()}
     if (name := live.pop("is", None)) is None:
         return live
-    if name not in _CLASSES:
-        raise ValueError(f"an unknown class {name!r}")
     return _CLASSES[name](**live)

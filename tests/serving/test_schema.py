@@ -38,7 +38,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 @schema.parametrize()
 @hypothesis.settings(
-    max_examples=10,
+    max_examples=5,
     derandomize=True,
     deadline=None,
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
