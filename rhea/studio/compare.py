@@ -63,6 +63,88 @@ class _Form:
         return [best, *seen, *([None, None, ""] * len(LETTERS))]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Judging:
+    """What the buttons do."""
+
+    desk: Desk
+    store: Store
+    form: _Form
+
+    def _present(self, bench: Bench, language: str, text: str) -> tuple[Any, ...]:
+        return show.status(text), _board(bench, language), *self.form.values(bench, language)
+
+    def _refuse(self, text: str) -> tuple[Any, ...]:
+        return show.error(text), *_skipped(self.form)
+
+    async def new(
+        self,
+        bench: Bench,
+        name: str,
+        text: str,
+        number: int,
+        seed: int | None,
+        scale: float,
+        other: float,
+        language: str,
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
+        """Draw samples, telling how far they are, and lay them out."""
+        if not name.strip() or not text.strip():
+            yield self._refuse(say(language, "needs_annotator" if text.strip() else "needs_prompt"))
+            return
+        tasks = [
+            Draw(
+                prompt=text,
+                sampling=Sampling(
+                    guidance_scale=other if index % 2 else scale, seed=int(seed or 0), sample_index=index
+                ),
+            )
+            for index in range(int(number))
+        ]
+        made: dict[int, Done] = {}
+        try:
+            async with contextlib.aclosing(work(self.desk.backend, tasks)) as news:
+                async for fresh in news:
+                    made |= {number: event for number, event in fresh.items() if isinstance(event, Done)}
+                    behind = [event for event in fresh.values() if isinstance(event, Partial)]
+                    for event in behind[:1]:
+                        far = say(language, "drawing", done=event.rows_done, rows=event.rows)
+                        yield show.status(far), *_skipped(self.form)
+            samples = [sample_of(task, made[index], self.desk) for index, task in enumerate(tasks)]
+            _lay_out(bench, self.store.add(text, samples), name)
+        except MENDABLE as error:
+            yield self._refuse(told(error, language))
+            return
+        yield self._present(bench, language, say(language, "judge_now"))
+
+    def take_next(self, bench: Bench, name: str, language: str) -> tuple[Any, ...]:
+        """Lay out what this annotator has not judged."""
+        if not name.strip():
+            return self._refuse(say(language, "needs_annotator"))
+        comparison = self.store.next_for(name)
+        if comparison is None:
+            return self._refuse(say(language, "none_left"))
+        _lay_out(bench, comparison, name)
+        return self._present(bench, language, say(language, "judge_now"))
+
+    def judge(self, bench: Bench, name: str, language: str, best: str | None, *answers: Any) -> tuple[str, str, str]:
+        """Keep a judgement, and tell how each sample was made."""
+        try:
+            keep_judgement(self.store, bench, name, best, answers, language)
+        except InputError as error:
+            return show.error(told(error, language)), _board(bench, language), agreement(self.store, language)
+        shown = _board(bench, language, told=True)
+        bench.comparison, bench.order = None, ()  # what is told can no longer be judged blind
+        return show.status(say(language, "judged")), shown, agreement(self.store, language)
+
+    def write(self) -> Iterator[Any]:
+        """Export everything."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "judgements.zip"
+            self.store.export(path)
+            yield gr.update(value=str(path), visible=True)  # copied by Gradio before the folder is gone
+
+
 def build(desk: Desk) -> None:
     """Add the tab; nothing without a store."""
     store = desk.store
@@ -93,72 +175,14 @@ def build(desk: Desk) -> None:
         export = wear(gr.Button(elem_id="export"), value="export")
         file = wear(gr.File(interactive=False, visible=False, elem_id="export-file"), label="export_file")
 
-    def present(bench: Bench, language: str, text: str) -> tuple[Any, ...]:
-        return show.status(text), _board(bench, language), *form.values(bench, language)
-
-    def refuse(text: str) -> tuple[Any, ...]:
-        return show.error(text), *_skipped(form)
-
-    async def new(
-        bench: Bench, name: str, text: str, number: int, seed: int | None, scale: float, other: float, language: str
-    ) -> AsyncGenerator[tuple[Any, ...], None]:
-        if not name.strip() or not text.strip():
-            yield refuse(say(language, "needs_annotator" if text.strip() else "needs_prompt"))
-            return
-        tasks = [
-            Draw(
-                prompt=text,
-                sampling=Sampling(
-                    guidance_scale=other if index % 2 else scale, seed=int(seed or 0), sample_index=index
-                ),
-            )
-            for index in range(int(number))
-        ]
-        made: dict[int, Done] = {}
-        try:
-            async with contextlib.aclosing(work(desk.backend, tasks)) as news:
-                async for fresh in news:
-                    made |= {number: event for number, event in fresh.items() if isinstance(event, Done)}
-                    behind = [event for event in fresh.values() if isinstance(event, Partial)]
-                    for event in behind[:1]:
-                        far = say(language, "drawing", done=event.rows_done, rows=event.rows)
-                        yield show.status(far), *_skipped(form)
-            samples = [sample_of(task, made[index], desk) for index, task in enumerate(tasks)]
-            _lay_out(bench, store.add(text, samples), name)
-        except MENDABLE as error:
-            yield refuse(told(error, language))
-            return
-        yield present(bench, language, say(language, "judge_now"))
-
-    def take_next(bench: Bench, name: str, language: str) -> tuple[Any, ...]:
-        if not name.strip():
-            return refuse(say(language, "needs_annotator"))
-        comparison = store.next_for(name)
-        if comparison is None:
-            return refuse(say(language, "none_left"))
-        _lay_out(bench, comparison, name)
-        return present(bench, language, say(language, "judge_now"))
-
-    def judge(bench: Bench, name: str, language: str, best: str | None, *answers: Any) -> tuple[str, str, str]:
-        try:
-            keep_judgement(store, bench, name, best, answers, language)
-        except InputError as error:
-            return show.error(told(error, language)), _board(bench, language), agreement(store, language)
-        return show.status(say(language, "judged")), _board(bench, language, told=True), agreement(store, language)
-
-    def write() -> Iterator[Any]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "judgements.zip"
-            store.export(path)
-            yield gr.update(value=str(path), visible=True)  # copied by Gradio before the folder is gone
-
+    judging = _Judging(desk=desk, store=store, form=form)
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     shown = [said, board, *form.outputs]
-    draw.click(new, [bench, annotator, prompt, number, seed, scale, other, desk.language], shown, **quiet)
-    following.click(take_next, [bench, annotator, desk.language], shown, **quiet)
-    judging = [bench, annotator, desk.language, form.best, *form.answers]
-    keep.click(judge, judging, [said, board, tally], **quiet)
-    export.click(write, None, [file], **quiet)
+    draw.click(judging.new, [bench, annotator, prompt, number, seed, scale, other, desk.language], shown, **quiet)
+    following.click(judging.take_next, [bench, annotator, desk.language], shown, **quiet)
+    judged = [bench, annotator, desk.language, form.best, *form.answers]
+    keep.click(judging.judge, judged, [said, board, tally], **quiet)
+    export.click(judging.write, None, [file], **quiet)
     desk.follow(lambda shelf, language: [agreement(store, language)], [tally])
 
 
