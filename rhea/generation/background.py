@@ -22,26 +22,10 @@ class _Listener:
     loop: asyncio.AbstractEventLoop
     inbox: "asyncio.Queue[list[int] | Exception | None]"
     told: int = 0
-    unread: list[int] | None = None
-    """The tokens at the end of the inbox, which further ones may join."""
 
     def tell(self, item: list[int] | Exception | None) -> None:
         with contextlib.suppress(RuntimeError):  # nobody listens any more: the loop is closed
-            self.loop.call_soon_threadsafe(self._put, item)
-
-    async def hear(self) -> list[int] | Exception | None:
-        """Return what was told since the last time: all tokens, then the end."""
-        item = await self.inbox.get()
-        if item is self.unread:
-            self.unread = None
-        return item
-
-    def _put(self, item: list[int] | Exception | None) -> None:
-        if isinstance(item, list) and self.unread is not None:
-            self.unread += item
-            return
-        self.unread = item if isinstance(item, list) else None
-        self.inbox.put_nowait(item)
+            self.loop.call_soon_threadsafe(self.inbox.put_nowait, item)
 
 
 class BackgroundEngine:
@@ -65,12 +49,12 @@ class BackgroundEngine:
     async def stream(self, request: Request) -> AsyncGenerator[list[int], None]:
         """Yield new tokens as they are written; leaving the loop early, or being cancelled, cancels the request.
 
-        Who is slow gets those of several steps at once. Raises what ``Engine.submit`` raises, and the request's error.
+        Raises what ``Engine.submit`` raises, and the request's own error.
         """
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
         self._calls.put(lambda: self._submit(request, listener))
         try:
-            while (item := await listener.hear()) is not None:
+            while (item := await listener.inbox.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
                 yield item

@@ -43,20 +43,6 @@ def test_tokens_come_before_the_end() -> None:
     assert [token for tokens in found for token in tokens] == continue_prompts(MODEL, [MIXED["picture"]])[0]
 
 
-def test_who_is_slow_hears_all_at_once() -> None:
-    async def pieces(engine: BackgroundEngine) -> list[list[int]]:
-        stream = engine.stream(MIXED["picture"])
-        found = [await anext(stream)]
-        await until_idle(engine.engine)
-        await asyncio.sleep(0.1)  # the last step is told after it is done
-        return found + [tokens async for tokens in stream]
-
-    with BackgroundEngine(Engine(MODEL, EngineConfig(window=1))) as engine:
-        found = asyncio.run(pieces(engine))
-    assert len(found) == 2
-    assert found[0] + found[1] == continue_prompts(MODEL, [MIXED["picture"]])[0]
-
-
 def test_who_leaves_is_cancelled() -> None:
     async def leave(engine: BackgroundEngine) -> None:
         stream = engine.stream(MIXED["film"])
