@@ -403,6 +403,10 @@ class ServeOptions:
     """For the model's work on one request."""
     drain: Annotated[float, arg(metavar="SECONDS")] = 30.0
     """For what is under way when the server is told to stop."""
+    films: Annotated[Path, arg(metavar="FOLDER")] = Path("films")
+    """Where ordered films are kept; one server at a time uses it."""
+    allow_host: Annotated[tuple[str, ...], arg(metavar="HOST")] = ()
+    """Hosts from which pictures and films may be fetched by https; none by default."""
 
 
 def serve(
@@ -410,7 +414,7 @@ def serve(
     options: ServeOptions = ServeOptions(),
     model: ModelOptions = ModelOptions(),
 ) -> None:
-    """Serve the model to OpenAI clients: chat, pictures, edits, over HTTP at /v1.
+    """Serve the model to OpenAI clients: chat, pictures, edits, films, over HTTP at /v1.
 
     $ rhea serve
 

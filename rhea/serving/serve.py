@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,9 +17,12 @@ from fastapi import FastAPI
 from rhea.errors import InputError
 from rhea.serving.app import create_app
 from rhea.serving.choice import ModelChoice
+from rhea.serving.fetch import HttpsFetcher
+from rhea.serving.jobs import JobStore
 from rhea.serving.limits import Bounds, ServerSettings
 from rhea.serving.process import ProcessBackend
 from rhea.serving.untrusted import MediaGuard
+from rhea.serving.videos import videos_router
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -36,6 +40,8 @@ class Listening:
     max_tokens: int = 65_536
     deadline: float = 600.0
     drain: float = 30.0
+    films: Path = Path("films")
+    allow_host: tuple[str, ...] = ()
 
     @property
     def settings(self) -> ServerSettings:
@@ -84,9 +90,9 @@ async def _serve(
     say: Callable[[str], None],
     mount: Callable[[FastAPI], FastAPI] | None,
 ) -> None:
-    async with backend, _guarding() as guard:
+    async with backend, guarding(options) as guard:
         app = create_app(backend, options.settings, guard)
-        async with running(mount(app) if mount else app, options, port) as server:
+        async with filming(app, options), running(mount(app) if mount else app, options, port) as server:
             say(_welcome(server, options, backend.info.name))
             await server.wait()
 
@@ -144,8 +150,23 @@ async def running(app: FastAPI, options: Listening, port: socket.socket | None =
 
 
 @contextlib.asynccontextmanager
-async def _guarding() -> AsyncIterator[MediaGuard]:
-    guard = MediaGuard()
+async def filming(app: FastAPI, options: Listening) -> AsyncIterator[None]:
+    """Take orders for films while the block runs; they are kept in a folder that one server uses at a time."""
+    service, jobs = app.state.service, JobStore(options.films)
+    router = videos_router(service.backend, service.guard, jobs, deadline_seconds=options.deadline)
+    app.include_router(router)
+    await router.start()
+    try:
+        yield
+    finally:
+        await router.stop(options.drain)
+        jobs.close()
+
+
+@contextlib.asynccontextmanager
+async def guarding(options: Listening) -> AsyncIterator[MediaGuard]:
+    """Decode what clients send in processes of their own while the block runs."""
+    guard = MediaGuard(fetcher=HttpsFetcher(options.allow_host) if options.allow_host else None)
     await guard.start()
     try:
         yield guard

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from rhea.serving.app import create_app
 from rhea.serving.limits import Bounds
 from rhea.serving.local import LocalBackend
-from rhea.serving.serve import Listening, bound, running
-from rhea.serving.untrusted import MediaGuard
+from rhea.serving.serve import Listening, bound, filming, guarding, running
 from rhea.studio.page import create_studio, mount
 from rhea.studio.store import Store
 
@@ -34,13 +33,10 @@ async def serve_studio(
 ) -> None:
     """Serve page and API on a bound socket until the server is told to stop."""
     bounds = Bounds(max_requests=options.max_requests, max_tokens=options.max_tokens)
-    guard = MediaGuard()
-    try:
-        async with LocalBackend(model, bounds=bounds) as backend:
-            app = create_app(backend, options.settings, guard)
-            mount(app, create_studio(backend, model, store, guard))
+    async with LocalBackend(model, bounds=bounds) as backend, guarding(options) as guard:
+        app = create_app(backend, options.settings, guard)
+        async with filming(app, options):
+            mount(app, create_studio(backend, model, store, guard))  # at "/", so after all else
             async with running(app, options, port) as server:
                 say(f"the studio is open at http://{options.host}:{server.port}/ (Ctrl-C closes it)")
                 await server.wait()
-    finally:
-        await guard.stop()

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Command:
             "0",
             "--window",
             "1",
+            "--films",
+            str(checkpoint.parent / "films"),
         ]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
@@ -86,6 +89,17 @@ def stream(client: openai.OpenAI, **settings: Any) -> Any:
 def test_it_says_where_it_is_and_how_to_ask(command: Command) -> None:
     assert command.said.startswith("tiny is served at http://127.0.0.1:")
     assert httpx.get(command.url + "/health").status_code == 200
+
+
+def test_films_are_ordered_and_fetched(command: Command) -> None:
+    with httpx.Client(base_url=command.url, timeout=PATIENCE) as client:
+        job = client.post("/v1/videos", json={"prompt": "a red circle", "num_frames": 4, "seed": 3}).json()
+        give_up = time.monotonic() + PATIENCE
+        while job["status"] not in ("completed", "failed") and time.monotonic() < give_up:
+            time.sleep(0.05)
+            job = client.get(f"/v1/videos/{job['id']}").json()
+        assert job["status"] == "completed", job
+        assert client.get(f"/v1/videos/{job['id']}/content").content[4:8] == b"ftyp"
 
 
 def test_the_death_of_the_engine_is_told_at_once_and_mended(command: Command, tiny: Path) -> None:

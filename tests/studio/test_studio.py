@@ -256,7 +256,7 @@ def _is_tab(block: Any) -> bool:
 def test_page_and_api_share_a_door(tiny: Rhea, tmp_path: Path) -> None:
     async def check() -> None:
         heard = asyncio.Queue[str]()
-        options = Listening(port=0, api_key=("secret",), drain=1)
+        options = Listening(port=0, api_key=("secret",), drain=1, films=tmp_path / "films")
         store = Store(tmp_path / "j.db")
         running = asyncio.create_task(serve_studio(tiny, options, bound(options), store, heard.put_nowait))
         hearing = asyncio.create_task(heard.get())
