@@ -378,7 +378,7 @@ def demo(output: Path = Path("demo"), model: ModelOptions = ModelOptions()) -> N
 
     with _progress("drawing") as progress:
         page = build_demo(model.load(), output, progress=progress)
-    _say(f"open {page}")
+    _say(f"open {page}; to try things yourself: pip install -e '.[studio]' && rhea studio")
 
 
 @dataclass(frozen=True, kw_only=True)
