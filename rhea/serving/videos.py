@@ -123,6 +123,21 @@ def videos_router(
         """Order a film that continues an uploaded one or one that was made here."""
         return await order(request)
 
+    @routes.delete("/v1/videos/{video_id}")
+    async def delete(video_id: str) -> dict[str, Any]:
+        """Forget a film; one that is being made is given up."""
+        job = await _known(jobs, video_id)
+        await runner.cancel(job.id)
+        await jobs.delete(job.id)
+        return {"id": job.id, "object": "video.deleted", "deleted": True}
+
+    _add_reading(routes, jobs)
+    return routes
+
+
+def _add_reading(routes: VideosRouter, jobs: JobStore) -> None:
+    """Add the endpoints that only tell what there is."""
+
     @routes.get("/v1/videos")
     async def listing(
         after: Annotated[str | None, Query(max_length=100)] = None,
@@ -147,16 +162,6 @@ def videos_router(
         """Return a finished film as MP4."""
         path = await _finished(jobs, video_id)
         return FileResponse(path, media_type="video/mp4", filename=path.name)
-
-    @routes.delete("/v1/videos/{video_id}")
-    async def delete(video_id: str) -> dict[str, Any]:
-        """Forget a film; one that is being made is given up."""
-        job = await _known(jobs, video_id)
-        await runner.cancel(job.id)
-        await jobs.delete(job.id)
-        return {"id": job.id, "object": "video.deleted", "deleted": True}
-
-    return routes
 
 
 async def _read(request: Request) -> tuple[VideoBody, bytes | None]:
