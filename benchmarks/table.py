@@ -81,6 +81,33 @@ def engine_rows() -> list[tuple[str, str, str, str]]:
     return [*rows, ("eight guided pictures at once, 110 M, bfloat16, CPU", f"{ours:.0f} tokens/s", beside, "engine")]
 
 
+def pixel_rows() -> list[tuple[str, str, str, str]]:
+    """Return how long the default model takes from a text to pixels."""
+    rows = []
+    for size, times in load("engine")["pictures with their pixels, default model"].items():
+        beside = f"of which vision decoding {times['of which vision decoding']:.2f} s"
+        rows.append((f"a text to {size} pixels, default model, CPU", f"{times['seconds']:.2f} s", beside, "engine"))
+    return rows
+
+
+def stream_rows() -> list[tuple[str, str, str, str]]:
+    """Return what continuous batching brings to mixed requests."""
+    results = load("stream")
+    ours, theirs = (results["sides"][side]["total_seconds"] for side in ("engine", "transformers, static batches"))
+    told = f"{results['requests']} mixed requests as they come, 110 M, bfloat16, CPU"
+    beside = f"transformers in static batches {theirs:.0f} s: {results['times_the_peer']:.1f} x"
+    return [(told, f"{ours:.0f} s", beside, "stream")]
+
+
+def quantization_rows() -> list[tuple[str, str, str, str]]:
+    """Return what eight bits cost."""
+    formats = load("quantization")["formats"]
+    exact, small = formats["float32"], formats["int8 weights and cache"]
+    told = "one object drawn exactly, weights and cache in eight bits"
+    beside = f"float32 {exact['one_object_exact']:.1%}; KL divergence {small['kl_mean']:.1e} nats a code"
+    return [(told, f"{small['one_object_exact']:.1%}", beside, "quantization")]
+
+
 def training_rows() -> list[tuple[str, str, str, str]]:
     """Return what a training step costs beside transformers', and how far the loader is ahead of it."""
     rows, rates = [], []
