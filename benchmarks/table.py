@@ -90,24 +90,6 @@ def pixel_rows() -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def stream_rows() -> list[tuple[str, str, str, str]]:
-    """Return what continuous batching brings to mixed requests."""
-    results = load("stream")
-    ours, theirs = (results["sides"][side]["total_seconds"] for side in ("engine", "transformers, static batches"))
-    told = f"{results['requests']} mixed requests as they come, 110 M, bfloat16, CPU"
-    beside = f"transformers in static batches {theirs:.0f} s: {results['times_the_peer']:.1f} x"
-    return [(told, f"{ours:.0f} s", beside, "stream")]
-
-
-def quantization_rows() -> list[tuple[str, str, str, str]]:
-    """Return what eight bits cost."""
-    formats = load("quantization")["formats"]
-    exact, small = formats["float32"], formats["int8 weights and cache"]
-    told = "one object drawn exactly, weights and cache in eight bits"
-    beside = f"float32 {exact['one_object_exact']:.1%}; KL divergence {small['kl_mean']:.1e} nats a code"
-    return [(told, f"{small['one_object_exact']:.1%}", beside, "quantization")]
-
-
 def training_rows() -> list[tuple[str, str, str, str]]:
     """Return what a training step costs beside transformers', and how far the loader is ahead of it."""
     rows, rates = [], []
@@ -154,6 +136,7 @@ def all_rows() -> list[tuple[str, str, str, str]]:
         shapes_rows()
         + generation_rows()
         + engine_rows()
+        + pixel_rows()
         + vision_rows()
         + training_rows()
         + memory_rows()

@@ -41,7 +41,9 @@ class GenerationDefaults:
     top_k: int = 0
     top_p: float = 1.0
     guidance_scale: float = 3.0
-    """Of pictures and films made from text."""
+    """Of pictures made from text."""
+    film_guidance_scale: float = 3.0
+    """Of films made from text."""
     edit_guidance_scale: float = 1.0
     extend_guidance_scale: float = 1.0
     negative_prompt: str = ""

@@ -60,7 +60,8 @@ class PromptWriter:
             raise InputError("num_frames and fps are for films: a picture has neither (video=True makes a film)")
         if not text.strip():
             raise InputError("the prompt is empty: say what is to be seen")
-        scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
+        usual = self.defaults.film_guidance_scale if video else self.defaults.guidance_scale
+        scale = usual if guidance_scale is None else guidance_scale
         unwanted = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         form, suffix = (formats.text_to_video, "") if video else (formats.text_to_image, self.defaults.prompt_suffix)
         return Prompt(

@@ -48,6 +48,7 @@ HARD = ("colour", "count_colour", "count_shape", "side", "height", "horizontal",
 """Questions that need a look-up in the picture and are learned last, asked three times as often as the others."""
 GENERATION: dict[str, Any] = {
     "guidance_scale": 3.0,
+    "film_guidance_scale": 1.0,
     "edit_guidance_scale": 2.0,
     "edit_temperature": 0.5,
     "extend_temperature": 0.2,
