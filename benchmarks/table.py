@@ -90,6 +90,15 @@ def pixel_rows() -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def quantization_rows() -> list[tuple[str, str, str, str]]:
+    """Return what eight bits cost."""
+    formats = load("quantization")["formats"]
+    exact, small = formats["float32"], formats["int8 weights and cache"]
+    told = "one object drawn exactly, weights and cache in eight bits"
+    beside = f"float32 {exact['one_object_exact']:.1%}; KL divergence {small['kl_mean']:.0e} nats a code"
+    return [(told, f"{small['one_object_exact']:.1%}", beside, "quantization")]
+
+
 def training_rows() -> list[tuple[str, str, str, str]]:
     """Return what a training step costs beside transformers', and how far the loader is ahead of it."""
     rows, rates = [], []
@@ -137,6 +146,7 @@ def all_rows() -> list[tuple[str, str, str, str]]:
         + generation_rows()
         + engine_rows()
         + pixel_rows()
+        + quantization_rows()
         + vision_rows()
         + training_rows()
         + memory_rows()
