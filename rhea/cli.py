@@ -435,7 +435,7 @@ def serve(
     try:
         from rhea.serving import serve as serving
     except ImportError as error:
-        raise InputError(f"{error.name} is missing: pip install 'rhea[serve]'") from None
+        raise InputError(f"{error.name} is missing: pip install -e '.[serve]'") from None
     if folder is not None and model.checkpoint is not None:
         raise InputError("a checkpoint was given twice: once is enough")
     chosen = {**vars(model), "checkpoint": folder or model.checkpoint, "slots": options.slots}
@@ -462,7 +462,7 @@ def studio(
         from rhea.serving.serve import Listening
         from rhea.studio.run import run
     except ImportError as error:
-        raise InputError(f"{error.name} is missing: pip install 'rhea[studio]'") from None
+        raise InputError(f"{error.name} is missing: pip install -e '.[studio]'") from None
     if folder is not None and model.checkpoint is not None:
         raise InputError("a checkpoint was given twice: once is enough")
     loaded = replace(model, checkpoint=folder or model.checkpoint).load()
