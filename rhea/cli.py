@@ -10,13 +10,23 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
+from rhea.cli_options import (
+    GUIDANCE,
+    MODEL,
+    SAMPLING,
+    SERVE,
+    GuidanceOptions,
+    ModelOptions,
+    SamplingOptions,
+    ServeOptions,
+)
 from rhea.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,76 +35,6 @@ if TYPE_CHECKING:
     from rhea.generation.results import Film, Picture
 
 _SETTINGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model answers, and where it runs."""
-
-    checkpoint: Annotated[str | None, arg(metavar="FOLDER|ID")] = None
-    """Checkpoint folder in any layout, or an id on the Hugging Face hub; the default model if not given."""
-    vision_tokenizer: Annotated[str | None, arg(metavar="FOLDER|ID")] = None
-    """A second folder or id, for releases that keep the vision tokenizer apart."""
-    device: Annotated[str | None, arg(metavar="NAME")] = None
-    """cpu, cuda, cuda:1 or mps; by default the GPU if there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Precision of the transformer; chosen by size and device if not given."""
-    tile: Annotated[int | None, arg(metavar="CODES")] = None
-    """Code larger pictures in tiles of that many codes a side: less memory, and faint seams."""
-    weights: Literal["int8", "fp8"] | None = None
-    """Keep the transformer's layers in eight bits: half the memory; fp8 needs a GPU and torchao."""
-    cache: Literal["model", "int8", "fp8"] = "model"
-    """What keys and values are kept in; eight bits take half the memory of bfloat16."""
-    parallel: Literal["gumbel", "coupling"] = "gumbel"
-    """How several codes are drawn in one forward: the same ones as one by one, or a few more, from the same law."""
-    window: Annotated[int | None, arg(metavar="CODES")] = None
-    """How many codes are drawn in one forward; by default what proves fastest while it draws."""
-
-    def load(self) -> "Rhea":
-        """Load the model."""
-        from rhea.generation.engine import EngineConfig
-        from rhea.generation.loading import load_model
-
-        if self.window is not None and self.window < 1:
-            raise InputError(f"--window {self.window}: at least one code is drawn in a forward")
-        return load_model(
-            self.checkpoint,
-            device=self.device,
-            dtype=self.dtype,
-            vision_tokenizer=self.vision_tokenizer,
-            tile=self.tile,
-            weights=self.weights,
-            engine=EngineConfig(window=self.window, parallel=self.parallel, cache=self.cache),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """How tokens are drawn; what is not given is the checkpoint's own default."""
-
-    temperature: Annotated[float | None, arg(metavar="T")] = None
-    """0 always takes the most probable token."""
-    top_k: Annotated[int | None, arg(metavar="K")] = None
-    """Draw from the K most probable tokens; 0 from all."""
-    top_p: Annotated[float | None, arg(metavar="P")] = None
-    """Draw from the most probable tokens that together have this probability."""
-    seed: int = 0
-    """Another seed gives another result; the same seed the same."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return them as keyword arguments of the model's methods."""
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuidanceOptions(SamplingOptions):
-    """How tokens are drawn; what is not given is the checkpoint's own default."""
-
-    guidance_scale: Annotated[float | None, arg(metavar="SCALE")] = None
-    """How much more to follow the prompt than not; 1 is off and twice as fast."""
-
-    def settings(self) -> dict[str, Any]:
-        return super().settings() | {"guidance_scale": self.guidance_scale}
 
 
 def generate(
@@ -110,8 +50,8 @@ def generate(
     zipar: Annotated[int | None, arg(metavar="CODES")] = None,
     preview: bool = False,
     stats: bool = False,
-    sampling: GuidanceOptions = GuidanceOptions(),
-    model: ModelOptions = ModelOptions(),
+    sampling: GuidanceOptions = GUIDANCE,
+    model: ModelOptions = MODEL,
 ) -> None:
     """Make pictures or a film from a text, or from every line of a file.
 
@@ -176,8 +116,8 @@ def ask(
     source: Annotated[Path, Positional, arg(metavar="FILE")],
     question: Annotated[str, Positional, arg(metavar="QUESTION")],
     max_new_tokens: Annotated[int | None, arg(metavar="N")] = None,
-    sampling: SamplingOptions = SamplingOptions(),
-    model: ModelOptions = ModelOptions(),
+    sampling: SamplingOptions = SAMPLING,
+    model: ModelOptions = MODEL,
 ) -> None:
     """Ask a question about a picture or film; the answer goes to standard output.
 
@@ -199,8 +139,8 @@ def extend(
     output: Path = Path("longer.mp4"),
     num_frames: Annotated[int | None, arg(metavar="N")] = None,
     caption: str = "",
-    sampling: GuidanceOptions = GuidanceOptions(),
-    model: ModelOptions = ModelOptions(),
+    sampling: GuidanceOptions = GUIDANCE,
+    model: ModelOptions = MODEL,
 ) -> None:
     """Go on with a film: predict the frames that follow its last ones.
 
@@ -227,8 +167,8 @@ def edit(
     output: Path = Path("edited.png"),
     more_pictures: Annotated[tuple[Path, ...], arg(metavar="PATH")] = (),
     size: Annotated[str | None, arg(metavar="WxH|W:H")] = None,
-    sampling: GuidanceOptions = GuidanceOptions(),
-    model: ModelOptions = ModelOptions(),
+    sampling: GuidanceOptions = GUIDANCE,
+    model: ModelOptions = MODEL,
 ) -> None:
     """Change a picture by an instruction.
 
@@ -255,7 +195,7 @@ def edit(
 def reconstruct(
     source: Annotated[Path, Positional, arg(metavar="FILE")],
     output: Path | None = None,
-    model: ModelOptions = ModelOptions(),
+    model: ModelOptions = MODEL,
 ) -> None:
     """Turn a picture or film into visual tokens and back, to see what the vision tokenizer keeps.
 
@@ -299,7 +239,7 @@ def evaluate(
     output: Path | None = None,
     seed: int = 0,
     tasks: tuple[str, ...] = (),
-    model: ModelOptions = ModelOptions(),
+    model: ModelOptions = MODEL,
 ) -> None:
     """Grade a checkpoint on fresh scenes of the shapes world; every figure beside its ceiling and its chance level.
 
@@ -366,7 +306,7 @@ def convert(
     _say(f"wrote {target}")
 
 
-def demo(output: Path = Path("demo"), model: ModelOptions = ModelOptions()) -> None:
+def demo(output: Path = Path("demo"), model: ModelOptions = MODEL) -> None:
     """Show everything the default model can do: a folder of pictures, answers, an edit and films, and a page of them.
 
     $ rhea demo --output demo
@@ -381,38 +321,10 @@ def demo(output: Path = Path("demo"), model: ModelOptions = ModelOptions()) -> N
     _say(f"open {page}; to try things yourself: pip install -e '.[studio]' && rhea studio")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions:
-    """Where the server listens and what it takes on."""
-
-    host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 lets other machines in, who then need a key."""
-    port: int = 8000
-    """0 takes any that is free."""
-    api_key: Annotated[tuple[str, ...], arg(metavar="KEY")] = ()
-    """Clients must send one of these; RHEA_API_KEYS (with commas between) hides them from other users."""
-    no_key: bool = False
-    """Let other machines in without a key."""
-    slots: Annotated[int, arg(metavar="ROWS")] = 16
-    """Rows of the cache: requests worked on at once; a guided picture takes two."""
-    max_requests: Annotated[int, arg(metavar="N")] = 128
-    """Requests under way at once; one more is refused with 429."""
-    max_tokens: Annotated[int, arg(metavar="N")] = 65_536
-    """Tokens under way at once, likewise."""
-    deadline: Annotated[float, arg(metavar="SECONDS")] = 600.0
-    """For the model's work on one request."""
-    drain: Annotated[float, arg(metavar="SECONDS")] = 30.0
-    """For what is under way when the server is told to stop."""
-    films: Annotated[Path, arg(metavar="FOLDER")] = Path("films")
-    """Where ordered films are kept; one server at a time uses it."""
-    allow_host: Annotated[tuple[str, ...], arg(metavar="HOST")] = ()
-    """Hosts from which pictures and films may be fetched by https; none by default."""
-
-
 def serve(
     folder: Annotated[str | None, Positional, arg(metavar="[CHECKPOINT]")] = None,
-    options: ServeOptions = ServeOptions(),
-    model: ModelOptions = ModelOptions(),
+    options: ServeOptions = SERVE,
+    model: ModelOptions = MODEL,
 ) -> None:
     """Serve the model to OpenAI clients: chat, pictures, edits, films, over HTTP at /v1.
 
@@ -445,8 +357,8 @@ def serve(
 def studio(
     folder: Annotated[str | None, Positional, arg(metavar="[CHECKPOINT]")] = None,
     judgements: Path = Path("judgements.db"),
-    options: ServeOptions = ServeOptions(),
-    model: ModelOptions = ModelOptions(),
+    options: ServeOptions = SERVE,
+    model: ModelOptions = MODEL,
 ) -> None:
     """Open the page to create, ask, edit, continue films, look inside and compare; the API of "serve" is beside it.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import rhea
 from rhea.checkpoints.save import save_checkpoint
-from rhea.cli import ModelOptions
+from rhea.cli_options import ModelOptions
 from rhea.documents import formats
 from rhea.documents.document import ImageSize
 from rhea.errors import InputError
