@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=None, help="a folder; the default model if not given")
     arguments = parser.parse_args()
     report = evaluate_shapes(rhea.load(arguments.checkpoint), ShapesBenchmark(scenes=arguments.scenes))
-    save(__file__, report.to_json())
+    save(__file__, {name: value for name, value in report.to_json().items() if name != "machine"})
 
 
 if __name__ == "__main__":

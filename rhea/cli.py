@@ -6,10 +6,9 @@ SIGTERM while it trains, ends with 130; output files appear whole or not at all.
 output, everything else to standard error.
 """
 
-import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from rhea.cli_messages import say as _say
+from rhea.cli_messages import token_progress as _progress
 from rhea.cli_options import (
     GUIDANCE,
     MODEL,
@@ -31,7 +32,6 @@ from rhea.errors import InputError
 
 if TYPE_CHECKING:
     from rhea.generation.model import Rhea
-    from rhea.generation.request import Progress
     from rhea.generation.results import Film, Picture
 
 _SETTINGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -233,40 +233,17 @@ def train(recipe: Annotated[str, Positional, arg(metavar="RECIPE")], output: Pat
     raise AssertionError("main hands train over to _train, which knows the recipe's own options")
 
 
-def evaluate(
-    benchmark: Positional[Literal["shapes"]],
-    scenes: int = 200,
-    output: Path | None = None,
-    seed: int = 0,
-    tasks: tuple[str, ...] = (),
-    model: ModelOptions = MODEL,
-) -> None:
-    """Grade a checkpoint on fresh scenes of the shapes world; every figure beside its ceiling and its chance level.
+def evaluate(what: Annotated[str, Positional, arg(metavar="WHAT")]) -> None:
+    """Grade a checkpoint: on the shapes world, exactly, with ceilings and chance levels, or in other ways.
 
     $ rhea evaluate shapes --scenes 200 --output report.json
 
-    Args:
-        benchmark: What to measure.
-        scenes: Scenes per figure; more are slower and surer.
-        output: Also write the report there, as JSON.
-        seed: Of the scenes and of the sampling; no training seed, whichever you take.
-        tasks: Only these, of: "text to image" answers films edits.
-    """
-    from rhea.evaluation.report import table
-    from rhea.evaluation.shapes import ShapesBenchmark, evaluate_shapes
-    from rhea.io import write_json
-    from rhea.logging import console
+    "rhea evaluate" alone lists what there is, "rhea evaluate shapes --help" tells about one.
 
-    if output is not None and output.suffix != ".json":
-        raise InputError(f"the report is written as JSON; {output} must end in .json")
-    config = ShapesBenchmark(scenes=scenes, seed=seed)
-    loaded = model.load()
-    with _progress("evaluating") as progress:
-        report = evaluate_shapes(loaded, replace(config, tasks=tasks or config.tasks), progress=progress)
-    console().print(table(report))
-    if output is not None:
-        write_json(output, report.to_json())
-        _say(f"wrote {output}")
+    Args:
+        what: What to grade it on.
+    """
+    raise AssertionError("main hands evaluate over to rhea.cli_evaluate, where each has its own options")
 
 
 def inspect(checkpoint: Annotated[str, Positional, arg(metavar="FOLDER|ID")]) -> None:
@@ -404,6 +381,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"rhea {importlib.import_module('rhea').__version__}")
         elif given[0] == "train" and len(given) > 1 and not given[1].startswith("-"):
             return _train(given[1], given[2:])
+        elif given[0] == "evaluate" and given[1:2] not in (["-h"], ["--help"]):
+            from rhea.cli_evaluate import EVALUATIONS
+
+            tyro.extras.subcommand_cli_from_dict(
+                EVALUATIONS, prog="rhea evaluate", args=given[1:] or ["--help"], config=_SETTINGS
+            )
         else:
             commands = _summaries() if given[0] in ("-h", "--help") else _COMMANDS
             tyro.extras.subcommand_cli_from_dict(
@@ -494,27 +477,9 @@ def _save(made: "Sequence[Picture | Film]", output: Path) -> None:
         _say(f"wrote {path}")
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def _say_what_it_knows(model: "Rhea") -> None:
     if model.trained_on:
         _say(f"note: this model was trained on {model.trained_on}")
-
-
-@contextlib.contextmanager
-def _progress(task: str) -> Iterator["Callable[[Progress], None]"]:
-    """Show a bar with tokens per second while the block runs."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    from rhea.logging import console
-
-    rate = TextColumn("{task.fields[rate]:,.0f} tokens/s")
-    columns = (TextColumn(task), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
-    with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
-        shown = bar.add_task(task, total=None, rate=0.0)
-        yield lambda told: bar.update(shown, total=told.max_tokens, completed=told.tokens, rate=told.tokens_per_second)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ class Report:
     trained_on: str
     figures: tuple[Figure, ...]
     seconds: float
+    """Of grading, summed over all processes."""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """Where it was graded (the last part, if there were several)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a file."""

@@ -4,12 +4,14 @@ Scenes and sampling noise come from seeds of their own that no training source u
 checkpoint's defaults. A ceiling is the same measure on the true picture or film after the vision tokenizer's round
 trip: what a perfect transformer would get; for answers, how often the exact grader can still read the whole scene.
 Kinds that training never showed are asked for by themselves.
+
+All scenes are made at the start, in one order, from a random stream for each kind of case; a shard grades its own.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import groupby
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +19,9 @@ from rhea.config import to_dict
 from rhea.documents import formats
 from rhea.documents.document import Image, ImageSize, Video, VideoSize
 from rhea.errors import InputError
-from rhea.evaluation.report import Figure, Report, checkpoint_hash, share
+from rhea.evaluation.report import Figure, Report, share
+from rhea.evaluation.runner import run_task
+from rhea.evaluation.task import Record
 from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.defaults import GenerationDefaults
 from rhea.generation.model import Rhea
@@ -93,187 +97,320 @@ class _Bench:
         return ImageSize(height=side, width=side)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Case:
+    """A scene and what is asked of it."""
+
+    group: str
+    name: str
+    """With the group, the figure that it counts for."""
+    seed: int
+    about: Any
+    """What the section that made it grades it by."""
+
+
+class _Section(Protocol):
+    """Cases of one group."""
+
+    def cases(self) -> list[_Case]: ...
+    def grade(self, cases: Sequence[_Case]) -> list[Record]: ...
+    def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
+        """Sum up the records of each name."""
+
+
+class ShapesTask:
+    """The benchmark as a task; see the module."""
+
+    name = "shapes"
+
+    def __init__(
+        self, model: Rhea, config: ShapesBenchmark, progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        """``progress`` is told of every step of each batch."""
+        if config.scenes < 2:
+            raise InputError(f"scenes is {config.scenes}; it must be at least 2")
+        known: dict[str, Callable[[_Bench], _Section]] = {
+            "text to image": _TextToImage,
+            "answers": _Answers,
+            "films": _Films,
+            "edits": _Edits,
+        }
+        unknown = [task for task in config.tasks if task not in known]
+        if unknown:
+            raise InputError(f"no task is called {unknown[0]!r}; there are {', '.join(known)}")
+        bench = _Bench(model, config, progress)
+        self.batch = config.batch
+        self.settings = to_dict(config) | {"generation": to_dict(model.defaults)}
+        self._sections = {task: known[task](bench) for task in config.tasks}
+        self._cases = [case for section in self._sections.values() for case in section.cases()]
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def grade(self, indices: Sequence[int]) -> list[Record]:
+        """Grade these cases, those of one group together."""
+        groups = groupby((self._cases[index] for index in indices), key=lambda case: case.group)
+        return [record for group, cases in groups for record in self._sections[group].grade(list(cases))]
+
+    def figures(self, records: Sequence[Record]) -> list[Figure]:
+        """Return the figures of every section."""
+        found: dict[str, dict[str, list[Record]]] = {group: {} for group in self._sections}
+        for case, record in zip(self._cases, records, strict=True):
+            found[case.group].setdefault(case.name, []).append(record)
+        return [figure for group, section in self._sections.items() for figure in section.figures(found[group])]
+
+
 def evaluate_shapes(model: Rhea, config: ShapesBenchmark, progress: Callable[[Progress], None] | None = None) -> Report:
-    """Grade a model; ``progress`` is told of every step of each batch."""
-    if config.scenes < 2:
-        raise InputError(f"scenes is {config.scenes}; it must be at least 2")
-    known: dict[str, Callable[[_Bench], list[Figure]]] = {
-        "text to image": _text_to_image,
-        "answers": _answers,
-        "films": _films,
-        "edits": _edits,
-    }
-    unknown = [task for task in config.tasks if task not in known]
-    if unknown:
-        raise InputError(f"no task is called {unknown[0]!r}; there are {', '.join(known)}")
-    bench, start = _Bench(model, config, progress), time.perf_counter()
-    figures = [figure for task in config.tasks for figure in known[task](bench)]
-    return Report(
-        benchmark="shapes",
-        settings=to_dict(config) | {"generation": to_dict(model.defaults)},
-        checkpoint_hash=checkpoint_hash(model.checkpoint),
-        trained_on=model.trained_on,
-        figures=tuple(figures),
-        seconds=time.perf_counter() - start,
-    )
+    """Grade a model in one go; ``progress`` is told of every step of each batch."""
+    report = run_task(ShapesTask(model, config, progress), model)
+    assert report is not None, "there is one shard"
+    return report
 
 
-def _text_to_image(bench: _Bench) -> list[Figure]:
+def _share(group: str, name: str, records: Sequence[Record], **unskilled: float) -> Figure:
+    return share(group, name, [each["right"] for each in records], [each["ceiling"] for each in records], **unskilled)
+
+
+class _TextToImage:
     """Exact scenes: every object that the caption names, in the relations that it states, and nothing else."""
-    cases: list[tuple[str, int, HeldOut]] = [
-        ("1 object", 1, "exclude"),
-        ("2 objects", 2, "exclude"),
-        ("3 objects", 3, "exclude"),
-        ("1 unseen kind", 1, "only"),
-        ("2 unseen kinds", 2, "only"),
-    ]
-    figures = []
-    for section, (name, count, held_out) in enumerate(cases):
-        rng = bench.rng(section)
-        scenes = [sample_scene(rng, num_objects=count, held_out=held_out) for _ in range(bench.config.scenes)]
-        captions = [caption(rng, scene, bench.language(rng)) for scene in scenes]
-        scale = bench.defaults.guidance_scale
+
+    group = "text to image"
+
+    def __init__(self, bench: _Bench) -> None:
+        self.bench = bench
+
+    def cases(self) -> list[_Case]:
+        kinds: list[tuple[str, int, HeldOut]] = [
+            ("1 object", 1, "exclude"),
+            ("2 objects", 2, "exclude"),
+            ("3 objects", 3, "exclude"),
+            ("1 unseen kind", 1, "only"),
+            ("2 unseen kinds", 2, "only"),
+        ]
+        bench, cases = self.bench, []
+        for section, (name, count, held_out) in enumerate(kinds):
+            rng = bench.rng(section)
+            scenes = [sample_scene(rng, num_objects=count, held_out=held_out) for _ in range(bench.config.scenes)]
+            captions = [caption(rng, scene, bench.language(rng)) for scene in scenes]
+            for index, (told, scene) in enumerate(zip(captions, scenes, strict=True)):
+                about = (told, scene, _fitting_others(index, told, scenes))
+                cases.append(_Case(group=self.group, name=name, seed=bench.seed(section, index), about=about))
+        return cases
+
+    def grade(self, cases: Sequence[_Case]) -> list[Record]:
+        bench, scale = self.bench, self.bench.defaults.guidance_scale
         prompts = [
             Prompt(
-                document=formats.text_to_image(each.text + bench.defaults.prompt_suffix),
+                document=formats.text_to_image(case.about[0].text + bench.defaults.prompt_suffix),
                 next=bench.picture_size,
                 negative=formats.text_to_image(bench.defaults.negative_prompt) if scale != 1 else None,
                 sampling=bench.sampling(scale),
-                seed=bench.seed(section, index),
+                seed=case.seed,
             )
-            for index, each in enumerate(captions)
+            for case in cases
         ]
         drawn = bench.decoded(bench.complete(prompts))
-        truth = bench.round_trip([render(scene) for scene in scenes])
-        figures.append(
-            share(
-                "text to image",
-                name,
-                _satisfied(captions, drawn),
-                _satisfied(captions, truth),
-                chance=_blind_guess(captions, scenes),
-            )
-        )
-    return figures
+        truth = bench.round_trip([render(case.about[1]) for case in cases])
+        return [
+            {
+                "right": told.satisfied_by(read_picture(pixels)),
+                "ceiling": told.satisfied_by(read_picture(true)),
+                "fits others": fits,
+            }
+            for (told, _, fits), pixels, true in zip((case.about for case in cases), drawn, truth, strict=True)
+        ]
+
+    def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
+        """Chance is how often another scene of the same kind fits a caption: drawing without reading it."""
+        pairs = self.bench.config.scenes * (self.bench.config.scenes - 1)
+        return [
+            _share(self.group, name, each, chance=sum(record["fits others"] for record in each) / pairs)
+            for name, each in records.items()
+        ]
 
 
-def _satisfied(captions: Sequence[Caption], pictures: Sequence[np.ndarray]) -> list[bool]:
-    return [each.satisfied_by(read_picture(pixels)) for each, pixels in zip(captions, pictures, strict=True)]
+def _fitting_others(index: int, told: Caption, scenes: Sequence[Scene]) -> int:
+    """Return how many of the other scenes fit the caption of the scene at ``index``."""
+    return sum(told.satisfied_by(scene.objects) for other, scene in enumerate(scenes) if other != index)
 
 
-def _blind_guess(captions: Sequence[Caption], scenes: Sequence[Scene]) -> float:
-    """Return how often another scene of the same kind fits a caption: drawing without reading it."""
-    hits = [
-        each.satisfied_by(scene.objects) for i, each in enumerate(captions) for j, scene in enumerate(scenes) if i != j
-    ]
-    return float(np.mean(hits))
+class _Answers:
+    """Questions about pictures, as often with one answer as with another."""
 
+    group = "answers"
 
-def _answers(bench: _Bench) -> list[Figure]:
-    figures = []
-    for section, question_type in enumerate((*QUESTION_TYPES, DESCRIBE), start=10):
-        rng = bench.rng(section)
-        asked = [balanced_question(rng, question_type, bench.language(rng)) for _ in range(bench.config.scenes)]
-        pictures = [render(scene) for scene, _ in asked]
-        grids = bench.codec.encode_pictures(pictures)
+    def __init__(self, bench: _Bench) -> None:
+        self.bench = bench
+
+    def cases(self) -> list[_Case]:
+        bench, cases = self.bench, []
+        for section, question_type in enumerate((*QUESTION_TYPES, DESCRIBE), start=10):
+            rng = bench.rng(section)
+            for index in range(bench.config.scenes):
+                asked = balanced_question(rng, question_type, bench.language(rng))
+                seed = bench.seed(section, index)
+                cases.append(_Case(group=self.group, name=question_type, seed=seed, about=asked))
+        return cases
+
+    def grade(self, cases: Sequence[_Case]) -> list[Record]:
+        bench, asked = self.bench, [case.about for case in cases]
+        grids = bench.codec.encode_pictures([render(scene) for scene, _ in asked])
         prompts = [
             Prompt(
-                document=formats.question_answering(Image(codes=codes), question.text),
+                document=formats.question_answering(Image(codes=codes), case.about[1].text),
                 sampling=bench.sampling(1.0, bench.defaults.answer_temperature),
-                seed=bench.seed(section, index),
+                seed=case.seed,
                 max_new_tokens=bench.defaults.max_answer_tokens,
             )
-            for index, (codes, (_, question)) in enumerate(zip(grids, asked, strict=True))
+            for codes, case in zip(grids, cases, strict=True)
         ]
         answers = [completion.text for completion in bench.complete(prompts)]
-        right = [question.is_right(answer) for answer, (_, question) in zip(answers, asked, strict=True)]
-        readable = [
-            same_scene(read_picture(pixels), scene, tolerance=_PLACE_TOLERANCE)
-            for pixels, (scene, _) in zip(bench.codec.decode_pictures(grids), asked, strict=True)
+        seen = bench.codec.decode_pictures(grids)
+        return [
+            {
+                "right": question.is_right(answer),
+                "ceiling": same_scene(read_picture(pixels), scene, tolerance=_PLACE_TOLERANCE),
+                "answer": answer,
+            }
+            for (scene, question), answer, pixels in zip(asked, answers, seen, strict=True)
         ]
-        name = question_type.replace("_", " ")
-        figures.append(share("answers", name, right, readable, chance=chance_level(question_type)))
-    return [*figures, _mean_of(figures, "all types")]
+
+    def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
+        figures = [
+            _share(self.group, name.replace("_", " "), each, chance=chance_level(name))
+            for name, each in records.items()
+        ]
+        return [*figures, _mean_of(figures, "all types")]
 
 
-def _films(bench: _Bench) -> list[Figure]:
-    """Predict the rest of films from their first frames; the baselines are given the true centres."""
-    defaults, section = bench.defaults, 30
-    given, rng = defaults.given_frames, bench.rng(section)
-    films = [sample_film(rng, num_frames=defaults.num_frames) for _ in range(bench.config.scenes)]
-    grids = [bench.codec.encode_film(render_film(film)) for film in films]
-    size = VideoSize(
-        height=grids[0].shape[1], width=grids[0].shape[2], num_frames=defaults.num_frames, fps=defaults.fps
-    )
-    latents, scale = given // bench.codec.clip_frames, defaults.extend_guidance_scale
-    prompts = [
-        Prompt(
-            document=formats.video_prediction(video, latents),
-            next=size,
-            negative=formats.video_prediction(video, latents, defaults.negative_prompt) if scale != 1 else None,
-            sampling=bench.sampling(scale, defaults.extend_temperature),
-            seed=bench.seed(section, index),
+class _Films:
+    """The rest of films, predicted from their first frames; the baselines are given the true centres."""
+
+    group = "films"
+
+    def __init__(self, bench: _Bench) -> None:
+        self.bench = bench
+
+    def cases(self) -> list[_Case]:
+        bench, section = self.bench, 30
+        rng = bench.rng(section)
+        films = [sample_film(rng, num_frames=bench.defaults.num_frames) for _ in range(bench.config.scenes)]
+        return [
+            _Case(group=self.group, name="films", seed=bench.seed(section, index), about=film)
+            for index, film in enumerate(films)
+        ]
+
+    def grade(self, cases: Sequence[_Case]) -> list[Record]:
+        bench, defaults = self.bench, self.bench.defaults
+        grids = [bench.codec.encode_film(render_film(case.about)) for case in cases]
+        latents = defaults.given_frames // bench.codec.clip_frames
+        prompts = [
+            self._prompt(Video(codes=codes[:latents], fps=defaults.fps), latents, case.seed)
+            for codes, case in zip(grids, cases, strict=True)
+        ]
+        predicted = [_codes(completion) for completion in bench.complete(prompts)]
+        return [
+            self._record(case.about, codes, truth) for case, codes, truth in zip(cases, predicted, grids, strict=True)
+        ]
+
+    def _prompt(self, given: Video, latents: int, seed: int) -> Prompt:
+        defaults, scale = self.bench.defaults, self.bench.defaults.extend_guidance_scale
+        assert given.codes is not None
+        height, width = given.codes.shape[1:]
+        return Prompt(
+            document=formats.video_prediction(given, latents),
+            next=VideoSize(height=height, width=width, num_frames=defaults.num_frames, fps=defaults.fps),
+            negative=formats.video_prediction(given, latents, defaults.negative_prompt) if scale != 1 else None,
+            sampling=self.bench.sampling(scale, defaults.extend_temperature),
+            seed=seed,
         )
-        for index, video in enumerate(Video(codes=codes[:latents], fps=defaults.fps) for codes in grids)
-    ]
-    predicted = [_codes(completion) for completion in bench.complete(prompts)]
-    scores, ceilings = (
-        [
-            score_film(bench.codec.decode_film(codes, defaults.num_frames), film.kinds, film.centres, start=given)
-            for codes, film in zip(each, films, strict=True)
-        ]
-        for each in (predicted, grids)
-    )
-    future = defaults.num_frames - given
-    baselines = {
-        "copy last": [_centre_error(copy_last(film.centres[:given], future), film.centres[given:]) for film in films],
-        "constant velocity": [
-            _centre_error(constant_velocity(film.centres[:given], future), film.centres[given:]) for film in films
-        ],
-    }
-    error = Figure(
-        group="films",
-        name="centre error",
-        value=float(np.mean([score.centre_error for score in scores])),
-        count=len(films),
-        ceiling=float(np.mean([score.centre_error for score in ceilings])),
-        unskilled={name: float(np.mean(errors)) for name, errors in baselines.items()},
-        unit="px",
-    )
-    exact = share("films", "objects kept", [s.kinds_exact for s in scores], [s.kinds_exact for s in ceilings])
-    return [error, exact]
+
+    def _record(self, film: Any, predicted: np.ndarray, truth: np.ndarray) -> Record:
+        given, length = self.bench.defaults.given_frames, self.bench.defaults.num_frames
+        score, ceiling = (
+            score_film(self.bench.codec.decode_film(codes, length), film.kinds, film.centres, start=given)
+            for codes in (predicted, truth)
+        )
+        guesses = {"copy last": copy_last, "constant velocity": constant_velocity}
+        return {
+            "right": bool(score.kinds_exact),
+            "ceiling": bool(ceiling.kinds_exact),
+            "error": float(score.centre_error),
+            "least error": float(ceiling.centre_error),
+            "unskilled": {
+                name: _centre_error(guess(film.centres[:given], length - given), film.centres[given:])
+                for name, guess in guesses.items()
+            },
+        }
+
+    def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
+        films = records["films"]
+        error = Figure(
+            group=self.group,
+            name="centre error",
+            value=float(np.mean([each["error"] for each in films])),
+            count=len(films),
+            ceiling=float(np.mean([each["least error"] for each in films])),
+            unskilled={
+                name: float(np.mean([each["unskilled"][name] for each in films])) for name in films[0]["unskilled"]
+            },
+            unit="px",
+        )
+        return [error, _share(self.group, "objects kept", films)]
 
 
 def _centre_error(predicted: np.ndarray, true: np.ndarray) -> float:
     return float(np.linalg.norm(predicted - true, axis=-1).mean())
 
 
-def _edits(bench: _Bench) -> list[Figure]:
-    figures = []
-    for section, operation in enumerate(OPERATIONS, start=40):
-        rng = bench.rng(section)
-        edits = [sample_edit(rng, bench.language(rng), operation=operation) for _ in range(bench.config.scenes)]
+class _Edits:
+    """Pictures changed by an instruction; leaving them as they are is the guess without skill."""
+
+    group = "edits"
+
+    def __init__(self, bench: _Bench) -> None:
+        self.bench = bench
+
+    def cases(self) -> list[_Case]:
+        bench, cases = self.bench, []
+        for section, operation in enumerate(OPERATIONS, start=40):
+            rng = bench.rng(section)
+            for index in range(bench.config.scenes):
+                edit = sample_edit(rng, bench.language(rng), operation=operation)
+                cases.append(_Case(group=self.group, name=operation, seed=bench.seed(section, index), about=edit))
+        return cases
+
+    def grade(self, cases: Sequence[_Case]) -> list[Record]:
+        bench, scale = self.bench, self.bench.defaults.edit_guidance_scale
+        edits: list[Edit] = [case.about for case in cases]
         sources = [Image(codes=codes) for codes in bench.codec.encode_pictures([render(e.source) for e in edits])]
-        scale = bench.defaults.edit_guidance_scale
         prompts = [
             Prompt(
-                document=formats.editing([source], each.instruction),
+                document=formats.editing([source], case.about.instruction),
                 next=bench.picture_size,
                 negative=formats.editing([source], bench.defaults.negative_prompt) if scale != 1 else None,
                 sampling=bench.sampling(scale, bench.defaults.edit_temperature),
-                seed=bench.seed(section, index),
+                seed=case.seed,
             )
-            for index, (each, source) in enumerate(zip(edits, sources, strict=True))
+            for case, source in zip(cases, sources, strict=True)
         ]
         drawn = bench.decoded(bench.complete(prompts))
         truth = bench.round_trip([render(each.target) for each in edits])
-        unchanged = float(np.mean([each.is_right(each.source.objects) for each in edits]))
-        figures.append(share("edits", operation, _right(edits, drawn), _right(edits, truth), unchanged=unchanged))
-    return [*figures, _mean_of(figures, "all edits")]
+        return [
+            {
+                "right": edit.is_right(read_picture(pixels)),
+                "ceiling": edit.is_right(read_picture(true)),
+                "unchanged": edit.is_right(edit.source.objects),
+            }
+            for edit, pixels, true in zip(edits, drawn, truth, strict=True)
+        ]
 
-
-def _right(edits: Sequence[Edit], pictures: Sequence[np.ndarray]) -> list[bool]:
-    return [each.is_right(read_picture(pixels)) for each, pixels in zip(edits, pictures, strict=True)]
+    def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
+        figures = [
+            _share(self.group, name, each, unchanged=float(np.mean([record["unchanged"] for record in each])))
+            for name, each in records.items()
+        ]
+        return [*figures, _mean_of(figures, "all edits")]
 
 
 def _mean_of(figures: Sequence[Figure], name: str) -> Figure:
