@@ -1,11 +1,12 @@
-"""Looking inside a finished picture: how sure the model was of every code, what it looked at, what each forward gave.
+"""Looking inside a picture or film, drawn or read: how sure the model is of every code, what looked at what.
 
 All of it is computed again from the prompt and the tokens, by one teacher-forced forward with the one transformer. The
 decision that is not obvious: attention is witnessed by a *cache* that keeps nothing. A cache is handed the queries and
 keys as the model attends with them (normed, rotated, grouped), so what is shown is what happened, and no hook on the
 model can meet the forwards of an engine that works in another thread.
 
-A code is drawn from the state of the token before it, so "what a code looked at" is that token's row of attention.
+What is written, a code or a word of an answer, is drawn from the state of the token before it, so "what it looked at"
+is that token's row of attention; what is given looked at things with its own row.
 
 Shapes: T tokens of the sequence, N new tokens, L layers, H heads, Q queries, S keys, K channels of one head.
 """
@@ -17,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rhea.documents.document import ImageSize
+from rhea.documents import formats
+from rhea.documents.constraint import Constraint, Legal
+from rhea.documents.document import Image, ImageSize, Text, Video
 from rhea.documents.grammar import Grammar
 from rhea.errors import InputError
 from rhea.generation.completion import Completer, Prompt
 from rhea.generation.engine import Engine
-from rhea.generation.request import Request, check_fits
+from rhea.generation.request import check_fits
 from rhea.generation.sampling import SamplingConfig, final_probabilities, guided_logits
 from rhea.models.attend import attend
 from rhea.models.transformer import Transformer
@@ -36,11 +39,18 @@ _WINDOW = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """A word of the prompt: the tokens [start, stop) of the sequence."""
+    """A word of the prompt or of the answer: the tokens [start, stop) of the sequence."""
 
     text: str
     start: int
     stop: int
+    written: bool = False
+    """Whether the model wrote it."""
+
+    @property
+    def rows(self) -> list[int]:
+        """The tokens whose attention is the word's."""
+        return [token - self.written for token in range(self.start, self.stop)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,12 +60,17 @@ class Inspection:
     token_ids: np.ndarray
     """int64 [T]: prompt and new tokens."""
     words: tuple[Word, ...]
-    """Of the prompt's texts, in order."""
+    """Of the prompt's texts, in order; of a picture that was read those after it, the answer's at last."""
     places: np.ndarray
     """int64 [grid]: where in ``token_ids`` each code is."""
+    codes: np.ndarray
+    """int64 [grid]: the codes themselves."""
+    read: bool
+    """Whether the picture was given to be read; otherwise it was drawn."""
     entropy: np.ndarray
     """float32 [N]: bits of the law that each new token was drawn from (guided, constrained, tempered, truncated); 0
-    where the grammar leaves no choice."""
+    where the grammar leaves no choice. Where a picture was read, all from its first code on is new, and the law is the
+    model's own: temperature 1, nothing cut off."""
     log_probability: np.ndarray
     """float32 [N]: natural logarithm of that law's probability of the token; minus infinity if it had none."""
 
@@ -67,6 +82,15 @@ class Inspection:
     def on_grid(self, values_N: np.ndarray) -> np.ndarray:
         """Return the values of the codes, [grid], out of those of all new tokens."""
         return values_N[self.places - self.new]
+
+    def in_word(self, values_N: np.ndarray, word: Word) -> float | None:
+        """Return the sum of the values of a word's tokens; None if it came before all new tokens."""
+        return None if word.start < self.new else float(values_N[word.start - self.new : word.stop - self.new].sum())
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 [grid]: the tokens whose attention is the codes'."""
+        return self.places - (not self.read)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,23 +107,54 @@ class Commits:
 
 @torch.inference_mode()
 def inspect(completer: Completer, prompt: Prompt, token_ids: Sequence[int]) -> Inspection:
-    """Compute how sure the model was of each new token of a picture or film that followed ``prompt``.
+    """Compute how sure the model was of each token of a picture or film.
 
-    InputError if the prompt asks for text, if the tokens are not what its grammar allows, or do not fit the context.
+    It is the one that followed ``prompt`` as ``token_ids``; if the prompt asks for text, the last one in the prompt, to
+    which ``token_ids`` are the answer. InputError if there is none, if the tokens are not what the grammar allows
+    there, or do not fit the context.
     """
-    request, positions = _laid_out(completer, prompt, token_ids)
+    request = completer.requests([prompt])[0]
     check_fits(request, completer.transformer.config.max_seq_len)
-    entropy, log_probability = _certainty(completer.transformer, request, token_ids)
-    assert prompt.next is not None
-    _, height, width = completer.grammar.grid(prompt.next)
-    shape = (height, width) if isinstance(prompt.next, ImageSize) else (-1, height, width)
+    grammar, read = completer.grammar, prompt.next is None
+    at, new = _reading(grammar, request.prompt) if read else (request.constraint.copy(), len(request.prompt))
+    sequence, size = [*request.prompt, *token_ids], at.size
+    assert size is not None
+    laws = _laws(at, sequence[new:])
+    places = np.array(_codes(grammar, laws), dtype=np.int64).reshape(_shape(prompt, size)) + new
+    branches = [sequence[:new], request.negative_prompt] if request.guided else [sequence[:new]]
+    sampling = SamplingConfig() if read else request.sampling
+    entropy, log_probability = _certainty(completer.transformer, branches, sequence[new:], laws, sampling)
+    ids = np.array(sequence, dtype=np.int64)
     return Inspection(
-        token_ids=np.array([*request.prompt, *token_ids], dtype=np.int64),
-        words=words(completer.grammar, request.prompt),
-        places=np.array(positions, dtype=np.int64).reshape(shape) + len(request.prompt),
+        token_ids=ids,
+        words=_words_after(grammar, request.prompt, token_ids, new) if read else words(grammar, request.prompt),
+        places=places,
+        codes=grammar.vocabulary.code(ids[places]),
+        read=read,
         entropy=entropy,
         log_probability=log_probability,
     )
+
+
+def as_drawn(completer: Completer, visual: Image | Video, caption: str = "") -> tuple[Prompt, list[int]]:
+    """Return prompt and tokens of any picture or film as if the model had drawn it: what ``inspect`` takes.
+
+    Without guidance and at temperature 1, after a caption; an empty one gives the unconditional law. Pixels are
+    encoded; InputError without a vision tokenizer.
+    """
+    if isinstance(visual, Image):
+        asked, document = formats.text_to_image(caption), formats.text_to_image(caption, visual)
+    else:
+        asked, document = formats.text_to_video(caption), formats.text_to_video(caption, visual)
+    if visual.codes is None:
+        if completer.codec is None:
+            raise InputError("this checkpoint has no vision tokenizer to read pictures with: load one beside it")
+        document = document.encoded(completer.codec)
+    segment = document.segments[-1]
+    assert isinstance(segment, Image | Video)
+    prompt = Prompt(document=asked, next=completer.grammar.size_of(segment))
+    given = len(completer.grammar.render_prompt(prompt.document, prompt.next))
+    return prompt, completer.grammar.render(document).token_ids[given:].tolist()
 
 
 @torch.inference_mode()
@@ -120,28 +175,38 @@ def attention(
 
 
 def word_attention(transformer: Transformer, seen: Inspection, word: Word) -> np.ndarray:
-    """Return how much each code looked at a word when it was drawn, float32 [L, H, grid].
+    """Return how much each code looked at a word, float32 [L, H, grid].
 
-    For a word after the picture (of a question about it) it is the other way round: how much the word looked at each
-    code, as the mean of its tokens.
+    For a word after the picture (of a question about it, or of the answer) it is the other way round: how much the word
+    looked at each code, as the mean of its tokens.
     """
-    places, tokens = seen.places.ravel(), list(range(word.start, word.stop))
-    if word.start > places[-1]:
-        weights = attention(transformer, seen.token_ids, tokens, places.tolist()).mean(2)
+    if word.start > seen.places.flat[-1]:
+        weights = attention(transformer, seen.token_ids, word.rows, seen.places.ravel().tolist()).mean(2)
     else:
-        weights = attention(transformer, seen.token_ids, (places - 1).tolist(), tokens).sum(3)
+        tokens = list(range(word.start, word.stop))
+        weights = attention(transformer, seen.token_ids, seen.rows.ravel().tolist(), tokens).sum(3)
     return weights.reshape(*weights.shape[:2], *seen.places.shape)
 
 
 def code_attention(transformer: Transformer, seen: Inspection, place: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the code at ``place`` (in row-major order) looked at when it was drawn: words, and codes before it.
+    """Return what the code at ``place`` (in row-major order) looked at: words, and codes before it.
 
-    float32 [L, H, words] and [L, H, grid]; what is missing to a sum of 1 went to marks and the size text.
+    float32 [L, H, words] and [L, H, grid]; what is missing to a sum of 1 went to marks and the size text. For words
+    after the picture it is how much they looked at the code.
     """
-    row = attention(transformer, seen.token_ids, [int(seen.places.ravel()[place]) - 1])[:, :, 0]
-    at_words = [row[..., word.start : word.stop].sum(-1) for word in seen.words]
-    at_words_LHW = np.stack(at_words, -1) if at_words else np.zeros((*row.shape[:2], 0), np.float32)
-    return at_words_LHW, row[..., seen.places]
+    row, code = int(seen.rows.flat[place]), int(seen.places.flat[place])
+    later = [word for word in seen.words if word.start > code]
+    queries = [row, *(token for word in later for token in word.rows)]
+    weights_LHQT = attention(transformer, seen.token_ids, queries)
+    own_LHT, at_words, first = weights_LHQT[:, :, 0], list[np.ndarray](), 1
+    for word in seen.words:
+        if word in later:
+            at_words.append(weights_LHQT[:, :, first : first + len(word.rows), code].mean(2))
+            first += len(word.rows)
+        else:
+            at_words.append(own_LHT[..., word.start : word.stop].sum(-1))
+    at_words_LHW = np.stack(at_words, -1) if at_words else np.zeros((*own_LHT.shape[:2], 0), np.float32)
+    return at_words_LHW, own_LHT[..., seen.places]
 
 
 def commits(completer: Completer, prompt: Prompt, window: int | None = None) -> Commits:
@@ -149,6 +214,8 @@ def commits(completer: Completer, prompt: Prompt, window: int | None = None) -> 
 
     ``window``: how many codes may be drawn at a time; by default the engine's, or what its tuner ends at mostly.
     """
+    if prompt.next is None:
+        raise InputError("the prompt asks for text: only what is drawn has forwards that gave its codes")
     request = completer.requests([prompt])[0]
     length = max(len(request.prompt), len(request.negative_prompt or ())) + request.max_new_tokens
     chosen = window or completer.engine.window or _WINDOW
@@ -157,13 +224,13 @@ def commits(completer: Completer, prompt: Prompt, window: int | None = None) -> 
     check_fits(request, completer.transformer.config.max_seq_len)
     engine = Engine(completer.transformer, config)
     token_ids = engine.run([request], watch=lambda _, tokens: ends.append(len(tokens)))[0]
-    _, positions = _laid_out(completer, prompt, token_ids)
-    forward = np.searchsorted(np.array(ends), np.array(positions), side="right")
-    assert prompt.next is not None
-    _, height, width = completer.grammar.grid(prompt.next)
-    shape = (height, width) if isinstance(prompt.next, ImageSize) else (-1, height, width)
+    at = request.constraint.copy()
+    size = at.size
+    assert size is not None
+    places = _codes(completer.grammar, _laws(at, token_ids))
+    forward = np.searchsorted(np.array(ends), np.array(places), side="right")
     codes = np.bincount(forward, minlength=len(ends))
-    return Commits(forward=forward.reshape(shape), codes=codes, token_ids=tuple(token_ids))
+    return Commits(forward=forward.reshape(_shape(prompt, size)), codes=codes, token_ids=tuple(token_ids))
 
 
 def words(grammar: Grammar, token_ids: Sequence[int]) -> tuple[Word, ...]:
@@ -194,26 +261,59 @@ def _joins(character: str) -> bool:
     return character.isalnum() and ord(character[0]) < 0x2E80  # from there on every character is a word
 
 
-def _laid_out(completer: Completer, prompt: Prompt, token_ids: Sequence[int]) -> tuple[Request, list[int]]:
-    """Return the request of a prompt, and which of the new tokens are codes."""
-    if prompt.next is None:
-        raise InputError("the prompt asks for text: only pictures and films can be looked into")
-    request = completer.requests([prompt])[0]
-    at, positions = request.constraint.copy(), list[int]()
+def _words_after(grammar: Grammar, asked: Sequence[int], answer: Sequence[int], place: int) -> tuple[Word, ...]:
+    """Return the words of a prompt from a place on, and those of the answer to it."""
+    given, start = [word for word in words(grammar, asked) if word.start > place], len(asked)
+    written = [
+        replace(word, start=start + word.start, stop=start + word.stop, written=True) for word in words(grammar, answer)
+    ]
+    return (*given, *written)
+
+
+def _reading(grammar: Grammar, token_ids: Sequence[int]) -> tuple[Constraint, int]:
+    """Return what may follow up to the first code of a prompt's last picture or film, and where that is."""
+    opened = [index for index, token_id in enumerate(token_ids) if token_id == grammar.vocabulary.image_token]
+    if not opened:
+        raise InputError("the prompt asks for text and shows no picture or film: there is nothing to look into")
+    first = opened[-1] + 1
+    return Constraint(grammar, "free", sizes=()).start(token_ids[:first]), first
+
+
+def _laws(at: Constraint, token_ids: Sequence[int]) -> list[Legal]:
+    """Return what was legal at each token; ``at`` follows them."""
+    laws = []
     for index, token_id in enumerate(token_ids):
-        if token_id not in at.legal():
+        if token_id not in (legal := at.legal()):
             raise InputError(f"token {index} is {token_id}, which this prompt does not allow: is it the picture's own?")
-        if at.in_grid and token_id in completer.grammar.vocabulary.vision:
-            positions.append(index)
+        laws.append(legal)
         at.advance(token_id)
+        if at.done and at.mode == "free":  # another turn of a chat may follow
+            at.start(())
     if at.in_grid:
         raise InputError(f"the picture is not finished: {at.remaining_grid_tokens} of its tokens are missing")
-    return request, positions
+    return laws
 
 
-def _certainty(transformer: Transformer, request: Request, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return entropy in bits and log-probability of each new token, float32 [N]."""
-    branches = [request.prompt, request.negative_prompt] if request.guided else [request.prompt]
+def _codes(grammar: Grammar, laws: Sequence[Legal]) -> list[int]:
+    """Return which tokens are codes."""
+    return [index for index, legal in enumerate(laws) if legal.ranges == (grammar.vocabulary.vision,)]
+
+
+def _shape(prompt: Prompt, size: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the shape of the grid that a prompt asks for or shows last: [h, w] or [t, h, w]."""
+    last = [segment for segment in prompt.document.segments if not isinstance(segment, Text)][-1:]
+    is_picture = isinstance(last[0], Image) if prompt.next is None else isinstance(prompt.next, ImageSize)
+    return size[1:] if is_picture else (-1, *size[1:])
+
+
+def _certainty(
+    transformer: Transformer,
+    branches: Sequence[Sequence[int] | None],
+    token_ids: Sequence[int],
+    laws: Sequence[Legal],
+    sampling: SamplingConfig,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return entropy in bits and log-probability of each token after one prompt, or two for guidance, float32 [N]."""
     device = _device(transformer)
     states = []
     for prompt in branches:
@@ -222,20 +322,17 @@ def _certainty(transformer: Transformer, request: Request, token_ids: Sequence[i
         states.append(transformer.hidden(ids_1T)[0, len(prompt) - 1 : -1])
     entropy_N, log_probability_N = (np.zeros(len(token_ids), np.float32) for _ in range(2))
     groups: dict[tuple[range, ...], list[int]] = {}
-    at = request.constraint.copy()
-    for index, token_id in enumerate(token_ids):
-        legal = at.legal()
+    for index, legal in enumerate(laws):
         if legal.forced is None:
             groups.setdefault(legal.ranges, []).append(index)
-        at.advance(token_id)
     for ranges, members in groups.items():
         ids_V = torch.cat([torch.arange(r.start, r.stop, device=device) for r in ranges])
         for first in range(0, len(members), _ROWS_AT_ONCE):
             rows = members[first : first + _ROWS_AT_ONCE]
             logits = [torch.cat([transformer.logits(s[rows], r.start, r.stop) for r in ranges], -1) for s in states]
-            if request.guided:
-                logits[0] = guided_logits(logits[0], logits[1], request.sampling.guidance_scale)
-            chances_NV = _law(logits[0], request.sampling).double()
+            if len(states) == 2:
+                logits[0] = guided_logits(logits[0], logits[1], sampling.guidance_scale)
+            chances_NV = _law(logits[0], sampling).double()
             chosen_N1 = torch.searchsorted(ids_V, torch.tensor([[token_ids[row]] for row in rows], device=device))
             entropy_N[rows] = (torch.special.entr(chances_NV).sum(-1) / np.log(2)).cpu().numpy()
             log_probability_N[rows] = chances_NV.gather(-1, chosen_N1)[:, 0].log().cpu().numpy()

@@ -7,15 +7,17 @@ import pytest
 import torch
 from tiny_model import tiny_checkpoint
 
-from rhea.documents.document import ImageSize
+from rhea import media
+from rhea.documents.document import Image, ImageSize, Video
 from rhea.errors import InputError
 from rhea.generation import inspection
-from rhea.generation.completion import Completion, Prompt
+from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.model import Rhea
-from rhea.generation.sampling import final_probabilities
+from rhea.generation.sampling import SamplingConfig, final_probabilities
 from rhea.models.transformer import Transformer
 
 TEXT = "a small red circle, two"
+NOISE = np.random.default_rng(0).integers(0, 255, (32, 24, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -218,11 +220,101 @@ def test_greedy_draws_are_certain(tiny: Rhea, prompt: Prompt) -> None:
     assert inspection.inspect(tiny.completer, greedy, other).log_probability[4] == -np.inf
 
 
+@pytest.fixture(scope="module")
+def asked(tiny: Rhea) -> Prompt:
+    return tiny.prompts.answer(NOISE, [("How many objects are there?", None)])
+
+
+@pytest.fixture(scope="module")
+def answer(tiny: Rhea, asked: Prompt) -> Completion:
+    return tiny.completer.complete([asked])[0]
+
+
+@pytest.fixture(scope="module")
+def reading(tiny: Rhea, asked: Prompt, answer: Completion) -> inspection.Inspection:
+    return inspection.inspect(tiny.completer, asked, answer.token_ids)
+
+
+def test_reading_is_certain_by_the_models_own_law(tiny: Rhea, reading: inspection.Inspection) -> None:
+    """Codes among codes, words among words and the end: greedy draws of the answer make nothing certain."""
+    vocabulary, ids = tiny.completer.grammar.vocabulary, reading.token_ids
+    with torch.no_grad():
+        logits_TV = tiny.completer.transformer(torch.from_numpy(ids)[None])[0].double()
+    text = [*range(tiny.completer.grammar.text_tokenizer.vocab_size), vocabulary.eos]
+    for index in range(reading.new, len(ids)):
+        among = vocabulary.vision if ids[index] in vocabulary.vision else text if ids[index] in text else [ids[index]]
+        law = logits_TV[index - 1, list(among)].softmax(-1).numpy()
+        assert reading.entropy[index - reading.new] == pytest.approx(-(law * np.log2(law)).sum(), abs=1e-4)
+        chance = law[list(among).index(ids[index])]
+        assert reading.log_probability[index - reading.new] == pytest.approx(np.log(chance), abs=1e-4)
+    assert reading.read
+    np.testing.assert_array_equal(reading.codes, tiny.prompts.codec.encode_picture(NOISE))
+
+
+def test_words_that_read_are_those_after_the_picture(
+    tiny: Rhea, answer: Completion, reading: inspection.Inspection
+) -> None:
+    given = [word.text for word in reading.words if not word.written]
+    assert given == ["How", "many", "objects", "are", "there", "?", ".", "ASSISTANT", ":"]
+    written = [word for word in reading.words if word.written]
+    assert "".join(word.text for word in written) == "".join(answer.text.split())
+    for word in written:
+        start = word.start - reading.new
+        total = reading.log_probability[start : start + word.stop - word.start].sum()
+        assert reading.in_word(reading.log_probability, word) == pytest.approx(total)
+
+
+def test_attention_of_what_was_read(tiny: Rhea, reading: inspection.Inspection) -> None:
+    """A word of the answer looks with the row that it was drawn from, one of the question with its own."""
+    transformer, places = tiny.completer.transformer, reading.places
+    whole = attention_by_hand(transformer, reading.token_ids)
+    at_words, at_codes = inspection.code_attention(transformer, reading, 5)
+    np.testing.assert_allclose(at_codes, whole[:, :, places.flat[5]][..., places], atol=2e-5)
+    for number, before in ((0, 0), (-1, 1)):
+        word = reading.words[number]
+        expected = whole[:, :, np.arange(word.start, word.stop) - before].mean(2)
+        found = inspection.word_attention(transformer, reading, word)
+        np.testing.assert_allclose(found, expected[..., places], atol=2e-5)
+        np.testing.assert_allclose(at_words[..., number], expected[..., places.flat[5]], atol=2e-5)
+
+
+def test_any_picture_is_seen_as_if_it_had_been_drawn(tiny: Rhea, drawn: Completion, prompt: Prompt) -> None:
+    """The law is that of the plain prompt, so what the model drew is seen as it was but for guidance and cuts."""
+    plain = replace(prompt, negative=None, sampling=SamplingConfig())
+    expected = inspection.inspect(tiny.completer, plain, drawn.token_ids)
+    seen = inspection.inspect(tiny.completer, *inspection.as_drawn(tiny.completer, Image(codes=drawn.codes), TEXT))
+    np.testing.assert_array_equal(seen.token_ids, expected.token_ids)
+    np.testing.assert_array_equal(seen.entropy, expected.entropy)
+    assert not seen.read
+    unconditional, token_ids = inspection.as_drawn(tiny.completer, Image(pixels=NOISE))
+    vocabulary = tiny.completer.grammar.vocabulary
+    request = tiny.completer.requests([unconditional])[0]
+    assert request.prompt[:2] == [vocabulary.bos, vocabulary.image_start], "no words at all"
+    found = inspection.inspect(tiny.completer, unconditional, token_ids)
+    np.testing.assert_array_equal(found.codes, tiny.prompts.codec.encode_picture(NOISE))
+    film = Video(frames=np.stack([NOISE] * 5), fps=8.0)
+    assert inspection.inspect(tiny.completer, *inspection.as_drawn(tiny.completer, film)).places.shape == (2, 4, 3)
+
+
+def test_a_film_that_is_asked_about_has_frames_and_turns(tiny: Rhea) -> None:
+    film = media.Film(frames=np.stack([NOISE] * 8), fps=8.0)
+    asked = tiny.prompts.answer(film, [("How many?", "two"), ("make it blue", None)])
+    answer = tiny.completer.complete([asked])[0]
+    seen = inspection.inspect(tiny.completer, asked, answer.token_ids)
+    assert seen.codes.shape == (2, 4, 3)
+    np.testing.assert_array_equal(seen.codes, tiny.prompts.codec.encode_film(film.frames))
+
+
 def test_what_cannot_be_looked_into(tiny: Rhea, prompt: Prompt, drawn: Completion) -> None:
     with pytest.raises(InputError, match="is not finished: 2 of its tokens"):
         inspection.inspect(tiny.completer, prompt, drawn.token_ids[:-4])
     with pytest.raises(InputError, match="token 3 is 5, which this prompt does not allow"):
         inspection.inspect(tiny.completer, prompt, [*drawn.token_ids[:3], 5])
-    with pytest.raises(InputError, match="asks for text"):
-        inspection.inspect(tiny.completer, replace(prompt, next=None, negative=None), drawn.token_ids)
+    with pytest.raises(InputError, match="shows no picture"):
+        inspection.inspect(tiny.completer, tiny.prompts.answer(None, [("two", None)]), [5])
+    with pytest.raises(InputError, match="only what is drawn"):
+        inspection.commits(tiny.completer, tiny.prompts.answer(NOISE, [("two", None)]))
+    blind = Completer(tiny.completer.transformer, tiny.completer.grammar, None)
+    with pytest.raises(InputError, match="no vision tokenizer"):
+        inspection.as_drawn(blind, Image(pixels=NOISE))
     assert prompt.next == ImageSize(height=4, width=3)
