@@ -31,6 +31,8 @@ class Checkpoint:
     transformer: Transformer | None = None
     vision_tokenizer: VisionTokenizer | None = None
     text_tokenizer: TextTokenizer | None = None
+    source: Path | None = None
+    """The folder that it was loaded from."""
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -119,6 +121,7 @@ def load_checkpoint(
     return Checkpoint(
         config=opened.config,
         text_tokenizer=folder_text_tokenizer(opened) if "transformer" in wanted else None,
+        source=opened.folder,
         **models,  # type: ignore[arg-type]
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from rhea.checkpoints.load import Checkpoint
+from rhea.checkpoints.load import Checkpoint, load_checkpoint
 from rhea.config import to_dict
 
 
@@ -97,9 +97,21 @@ def checkpoint_hash(checkpoint: Checkpoint) -> str:
     """Return the SHA-256 of the weights (names, shapes, float32 values) and the config."""
     digest = hashlib.sha256(json.dumps(to_dict(checkpoint.config), sort_keys=True).encode())
     for part in ("transformer", "vision_tokenizer"):
-        model = getattr(checkpoint, part)
-        for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
+        for name, tensor in sorted(_state(checkpoint, part).items()):
             digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
             values = tensor.detach().to("cpu", torch.float32).contiguous()
             digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _state(checkpoint: Checkpoint, part: str) -> dict[str, torch.Tensor]:
+    """Return a part's tensors; those of a transformer whose weights were packed and released are read again."""
+    model = getattr(checkpoint, part)
+    state = {} if model is None else model.state_dict()
+    if not any(tensor.is_meta for tensor in state.values()):
+        return state
+    assert checkpoint.source is not None, "only a loaded model is released"
+    dtype = next(model.parameters()).dtype
+    again = load_checkpoint(checkpoint.source, dtype=dtype, parts=("transformer",), check_finite=False).transformer
+    assert again is not None
+    return again.state_dict()

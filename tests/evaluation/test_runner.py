@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_model import tiny_checkpoint
 
+from rhea.checkpoints.load import load_checkpoint
+from rhea.checkpoints.save import save_checkpoint
 from rhea.errors import InputError
-from rhea.evaluation.report import Figure
+from rhea.evaluation.report import Figure, checkpoint_hash
 from rhea.evaluation.runner import Shard, read_shard, run_task
 from rhea.evaluation.shapes import ShapesBenchmark, ShapesTask
 from rhea.evaluation.task import Record
@@ -124,3 +127,14 @@ def test_what_a_shard_may_be() -> None:
     for wrong in ("4/4", "1", "-1/2", "a/b"):
         with pytest.raises(InputError, match="shard"):
             read_shard(wrong)
+
+
+def test_a_model_whose_weights_were_released_has_the_same_hash(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "tiny", tiny_checkpoint())
+    checkpoint = load_checkpoint(tmp_path / "tiny")
+    whole = checkpoint_hash(checkpoint)
+    assert checkpoint.transformer is not None
+    for linear in checkpoint.transformer.modules():
+        if isinstance(linear, torch.nn.Linear):
+            linear.weight = torch.nn.Parameter(torch.empty_like(linear.weight, device="meta"), requires_grad=False)
+    assert checkpoint_hash(checkpoint) == whole == checkpoint_hash(tiny_checkpoint())
