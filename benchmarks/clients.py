@@ -23,7 +23,7 @@ from PIL import Image
 from rhea.worlds.shapes.render import render
 from rhea.worlds.shapes.scene import sample_scene
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds after which a request that is neither answered nor refused hangs."""
 _PROMPTS = ("a small red circle", "a large blue square and a small green triangle", "一个黄色的星形", "two rings")
 _EDITS = ("make it blue", "remove the circle", "add a small green square")

@@ -313,7 +313,7 @@ def load(clients: int, seconds: float, quick: bool) -> dict[str, Any]:
     """Return what a server bore that lets in three quarters of the clients."""
     bound = max(3 * clients // 4, 1)
     with serving("--max-requests", str(bound)) as server:
-        found = asyncio.run(laden(server, clients, seconds, numbers=2 if quick else 10))
+        found = asyncio.run(laden(server, clients, seconds, numbers=2 if quick else 5))
         counters = server.counters()
         log = server.log.read_text().partition("stops it.\n")[2]
     left = {name: counters[name] for name in ("waiting", "running", "rows", "requests", "tokens", "restarts")}

@@ -132,6 +132,25 @@ def vision_rows() -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def serving_rows() -> list[tuple[str, str, str, str]]:
+    """Return what serving adds to the engine's time, how many short answers it gives, and that it bears a crowd."""
+    if not (HERE / "serving.json").exists():  # not recorded yet
+        return []
+    results = load("serving")
+    times, (few, many) = results["overhead"]["whole picture"], (results["answers"][f"{n} clients"] for n in (1, 32))
+    seconds, borne = times["seconds"], results["load"]
+    beside = f"the engine alone {seconds['engine']:.2f} s: {times['http over engine']:.2f} x; "
+    beside += f"its process without HTTP {seconds['backend']:.2f} s: {times['http over backend']:.2f} x"
+    rows = [("a 64 x 64 picture with three partial ones over HTTP", f"{seconds['http']:.2f} s", beside, "serving")]
+    figure, beside = f"{many['requests_per_second']:.0f} a second", f"one client {few['requests_per_second']:.0f}"
+    rows.append(("short answers about pictures, 32 clients", figure, beside, "serving"))
+    told = f"{borne['clients']} mixed clients for {borne['seconds']:.0f} s: requests answered or refused in order"
+    figure = f"{1 - len(borne['defects']) / borne['requests']:.0%} of {borne['requests']:,}"
+    alike = borne["compared_with_the_same_alone"]
+    beside = f"{alike['distinct'] - len(alike['different'])} of {alike['distinct']} different ones as if alone"
+    return [*rows, (told, figure, beside, "serving")]
+
+
 def startup_rows() -> list[tuple[str, str, str, str]]:
     """Return how long the package takes to answer."""
     seconds = load("startup")["seconds"]
@@ -150,6 +169,7 @@ def all_rows() -> list[tuple[str, str, str, str]]:
         + vision_rows()
         + training_rows()
         + memory_rows()
+        + serving_rows()
         + startup_rows()
     )
 
