@@ -36,5 +36,10 @@ clean:
 	touch $@
 
 .venv/.development: .venv/.package
-	$(PIP) --editable '.[dev,serve,studio]'
+	$(PIP) --editable '.[dev,serve,studio,metrics]'
+	touch $@
+
+# Not part of it: Ray alone is as large as all that a model needs beside torch. Its tests skip without.
+.venv/.ray: .venv/.development
+	$(PIP) --editable '.[ray]'
 	touch $@
