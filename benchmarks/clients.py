@@ -86,7 +86,7 @@ def drawing(number: int, **settings: Any) -> dict[str, Any]:
 
 async def _draw(api: openai.AsyncOpenAI, number: int) -> str:
     made = await api.images.generate(**drawing(number))
-    return str(made.data[0].b64_json)  # type: ignore[index]
+    return str(made.data[0].b64_json)
 
 
 async def _watch(api: openai.AsyncOpenAI, number: int) -> str:
@@ -144,7 +144,7 @@ async def _leave(api: openai.AsyncOpenAI, number: int) -> None:
 
 
 _ERRORS: tuple[tuple[str, Callable[[openai.AsyncOpenAI], Awaitable[Any]]], ...] = (
-    ("400", lambda api: api.images.generate(prompt="red", size="17x16")),  # type: ignore[call-overload]
+    ("400", lambda api: api.images.generate(prompt="red", size="17x16")),
     ("400", lambda api: api.images.generate(prompt="red", n=11)),
     ("404", lambda api: api.images.generate(prompt="red", model="another")),
     ("404", lambda api: api.videos.retrieve("video_0")),

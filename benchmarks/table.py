@@ -145,7 +145,7 @@ def serving_rows() -> list[tuple[str, str, str, str]]:
     figure, beside = f"{many['requests_per_second']:.0f} a second", f"one client {few['requests_per_second']:.0f}"
     rows.append(("short answers about pictures, 32 clients", figure, beside, "serving"))
     told = f"{borne['clients']} mixed clients for {borne['seconds']:.0f} s: requests answered or refused in order"
-    figure = f"{1 - len(borne['defects']) / borne['requests']:.0%} of {borne['requests']:,}"
+    figure = f"{borne['answered or refused in order']:,} of {borne['requests']:,}"
     alike = borne["compared_with_the_same_alone"]
     beside = f"{alike['distinct'] - len(alike['different'])} of {alike['distinct']} different ones as if alone"
     return [*rows, (told, figure, beside, "serving")]
