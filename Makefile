@@ -39,7 +39,7 @@ clean:
 	$(PIP) --editable '.[dev,serve,studio,metrics]'
 	touch $@
 
-# Not part of it: Ray alone is as large as all that a model needs beside torch. Its tests skip without.
+# Not part of it: Ray and what it brings are 300 MB. Its tests skip without.
 .venv/.ray: .venv/.development
 	$(PIP) --editable '.[ray]'
 	touch $@

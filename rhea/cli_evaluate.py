@@ -6,15 +6,16 @@ Nothing heavy is imported before a command runs.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from rhea.cli_messages import item_progress, say
-from rhea.cli_options import MODEL, ModelOptions
+from rhea.cli_options import GUIDANCE, MODEL, GuidanceOptions, ModelOptions
 from rhea.errors import InputError
 
 if TYPE_CHECKING:
+    from rhea.evaluation.report import Report
     from rhea.evaluation.task import Task
     from rhea.generation.model import Rhea
 
@@ -35,7 +36,7 @@ def shapes(
 
     Args:
         scenes: Scenes per figure; more are slower and surer.
-        output: Also write the report there, as JSON; what is graded is kept beside it, to go on after an interruption.
+        output: Also write the report there, as JSON; what is graded is kept beside it, to go on when interrupted.
         seed: Of the scenes and of the sampling; no training seed, whichever you take.
         tasks: Only these, of: "text to image" answers films edits.
         shard: Grade only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
@@ -48,7 +49,85 @@ def shapes(
     _run(ShapesTask(loaded, replace(config, tasks=tasks or config.tasks)), loaded, output, shard)
 
 
-EVALUATIONS: dict[str, Callable[..., None]] = {function.__name__: function for function in (shapes,)}
+def reconstruction(
+    folder: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    output: Path | None = None,
+    page: Path | None = None,
+    keep: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    max_frames: Annotated[int | None, arg(metavar="N")] = None,
+    shard: Shard = None,
+    model: ModelOptions = MODEL,
+) -> None:
+    """Measure what the vision tokenizer keeps of a folder's pictures and films: PSNR, SSIM, use of the codebook.
+
+    $ rhea evaluate reconstruction photos --output report.json --page pairs.html
+
+    Args:
+        folder: Pictures and films of any size, in folders of any depth.
+        output: Also write the report there, as JSON; what is measured is kept beside it, to go on when interrupted.
+        page: Write a page (.html) of the best, typical and worst pairs.
+        keep: Keep the pictures that come back there, and beside them what they are compared with.
+        max_frames: Read no more of a film.
+        shard: Measure only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
+    """
+    from rhea.evaluation.reconstruction import ReconstructionConfig, ReconstructionTask, pairs_page
+    from rhea.io import atomic_file
+
+    _check_report(output)
+    loaded = _load(model)
+    config = ReconstructionConfig(folder=folder, keep=keep, max_frames=max_frames)
+    task = ReconstructionTask(loaded, config)
+    report = _run(task, loaded, output, shard)
+    if report is not None and page is not None:
+        with atomic_file(page) as temporary:
+            temporary.write_text(pairs_page(task, report.records, loaded).html(), encoding="utf-8")
+        say(f"wrote {page}")
+
+
+def prompts(
+    suite: Annotated[Literal["geneval", "t2i-compbench", "dpg-bench", "vbench"], Positional],
+    file: Annotated[Path, Positional, arg(metavar="FILE")],
+    output: Annotated[Path, arg(metavar="FOLDER")],
+    samples: Annotated[int | None, arg(metavar="N")] = None,
+    size: Annotated[str | None, arg(metavar="WxH|W:H")] = None,
+    num_frames: Annotated[int | None, arg(metavar="N")] = None,
+    fps: Annotated[float | None, arg(metavar="RATE")] = None,
+    shard: Shard = None,
+    sampling: GuidanceOptions = GUIDANCE,
+    model: ModelOptions = MODEL,
+) -> None:
+    """Draw a public suite's prompts into a folder that its own scorer reads; what exists is not drawn again.
+
+    $ rhea evaluate prompts geneval evaluation_metadata.jsonl --output geneval-pictures
+
+    Args:
+        suite: Whose layout.
+        file: The suite's own prompt file; for dpg-bench the folder of them.
+        output: Folder for the pictures or films; a JSON file beside it tells whose they are.
+        samples: Of each prompt; by default as many as the suite's scorer expects.
+        size: Width x height in pixels ("640x480"), or an aspect ratio ("16:9").
+        num_frames: Length of films.
+        fps: Frames per second of films.
+        shard: Draw only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
+    """
+    from rhea.evaluation.drawing import draw_suite
+    from rhea.evaluation.runner import read_shard
+    from rhea.evaluation.suites import SUITES, read_order
+
+    order = read_order(suite, file, samples)  # before the model is loaded
+    length = {"num_frames": num_frames, "fps": fps}
+    if not SUITES[suite].films and set(length.values()) != {None}:
+        raise InputError(f"--num-frames and --fps are for films; {suite} is of pictures")
+    settings = {"size": size, **length, **sampling.settings()}
+    with item_progress("drawing") as told:
+        part = read_shard(shard)
+        drawn = draw_suite(_load(model), suite, file, output, samples=samples, shard=part, told=told, **settings)
+    say(f"{output} holds {len(order.wanted)} files when all parts are done: drew {drawn} now")
+
+
+EVALUATIONS: dict[str, Callable[..., None]] = {
+    function.__name__: function for function in (shapes, reconstruction, prompts)
+}
 
 
 def _check_report(output: Path | None) -> None:
@@ -67,8 +146,8 @@ def _load(model: ModelOptions) -> "Rhea":
     return model.load()
 
 
-def _run(task: "Task", model: "Rhea", output: Path | None, shard: str | None) -> bool:
-    """Grade, show and write; return whether the report is whole."""
+def _run(task: "Task", model: "Rhea", output: Path | None, shard: str | None) -> "Report | None":
+    """Grade, show and write; return the report if it is whole."""
     from rhea.evaluation.report import table
     from rhea.evaluation.runner import read_shard, run_task
     from rhea.logging import console
@@ -77,8 +156,8 @@ def _run(task: "Task", model: "Rhea", output: Path | None, shard: str | None) ->
         report = run_task(task, model, output=output, shard=read_shard(shard), told=told)
     if report is None:
         say(f"this part is done; {output} is written by whichever part ends last")
-        return False
+        return None
     console().print(table(report))
     if output is not None:
         say(f"wrote {output}")
-    return True
+    return report

@@ -78,6 +78,7 @@ class Page:
 
     title: str
     trained_on: str
+    about: str = "Everything below was written token by token by one transformer; nothing was picked by hand."
     _sections: list[str] = field(default_factory=list)
 
     def add(self, title: str, command: str, shown: Sequence[Picture | Film]) -> None:
@@ -87,12 +88,11 @@ class Page:
 
     def html(self) -> str:
         """Return the whole page."""
-        about = "Everything below was written token by token by one transformer; nothing was picked by hand."
         trained = f" It was trained on {escape(self.trained_on)}." if self.trained_on else ""
         return (
             f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style></head>\n'
-            f'<body>\n<h1>{escape(self.title)}</h1>\n<p class="about">{about}{trained}</p>\n'
+            f'<body>\n<h1>{escape(self.title)}</h1>\n<p class="about">{escape(self.about)}{trained}</p>\n'
             + "\n".join(self._sections)
             + "\n</body>\n</html>\n"
         )

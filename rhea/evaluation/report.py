@@ -26,12 +26,12 @@ class Figure:
     value: float
     count: int
     """How many scenes it was measured on."""
-    ceiling: float
+    ceiling: float | None = None
     """The same measure on the truth after the vision tokenizer's round trip."""
     unskilled: dict[str, float] = field(default_factory=dict)
     """What comes without skill, by the name of the guess."""
     unit: str = "%"
-    """"%" (a share, more is better) or "px" (an error, less is better)."""
+    """"%" (a share, more is better), "px" (an error, less is better), or another one; nothing for a bare number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,12 @@ class Report:
     """Of grading, summed over all processes."""
     machine: dict[str, Any] = field(default_factory=dict)
     """Where it was graded (the last part, if there were several)."""
+    records: tuple[dict[str, Any], ...] = ()
+    """What was found in each item; not part of the file."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a file."""
-        return to_dict(self)
+        return {name: value for name, value in to_dict(self).items() if name != "records"}
 
     def figure(self, group: str, name: str) -> Figure:
         """Return one figure by its group and name."""
@@ -75,7 +77,7 @@ def table(report: Report) -> Table:
         "measured",
         "ceiling",
         "without skill",
-        "scenes",
+        "items",
         title=f"{report.benchmark} (weights {report.checkpoint_hash[:12]})",
     )
     group = ""
@@ -89,8 +91,12 @@ def table(report: Report) -> Table:
     return shown
 
 
-def _written(value: float, unit: str) -> str:
-    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.2f} {unit}"
+def _written(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    return f"{value:.2f} {unit}" if unit else f"{value:.4g}"
 
 
 def checkpoint_hash(checkpoint: Checkpoint) -> str:

@@ -118,6 +118,7 @@ def _report(task: Task, model: Rhea, identity: dict[str, Any], graded: list[Grad
         checkpoint_hash=identity["checkpoint"],
         trained_on=model.trained_on,
         figures=tuple(task.figures([each.record for each in graded])),
+        records=tuple(each.record for each in graded),
         seconds=sum(each.seconds for each in graded),
         machine=machine(),
     )

@@ -420,7 +420,7 @@ def _mean_of(figures: Sequence[Figure], name: str) -> Figure:
         figures[0],
         name=name,
         value=float(np.mean([figure.value for figure in figures])),
-        ceiling=float(np.mean([figure.ceiling for figure in figures])),
+        ceiling=float(np.mean([figure.ceiling or 0.0 for figure in figures])),
         count=sum(figure.count for figure in figures),
         unskilled={guess: float(np.mean([figure.unskilled[guess] for figure in figures]))},
     )
