@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from rhea.serving.backend import Answer, Done, TextDelta
-from rhea.studio import show
+from rhea.studio import correct, show
 from rhea.studio.desk import Desk
 from rhea.studio.shelf import Shelf
 from rhea.studio.texts import say
@@ -27,6 +27,7 @@ def build(desk: Desk) -> None:
             send = wear(gr.Button(variant="primary", elem_id="send"), value="send")
             forget = wear(gr.Button(elem_id="forget"), value="forget")
         said = gr.HTML(elem_id="ask-status")
+        form = gr.Column()
 
     async def ask(asked: str, shelf: Shelf, language: str) -> AsyncGenerator[tuple[list[Message], Any, str], None]:
         """Answer word by word; what went wrong leaves the question where it was."""
@@ -63,6 +64,8 @@ def build(desk: Desk) -> None:
         show_progress="hidden",
         concurrency_limit=None,
     )
+    with form:
+        correct.build(desk, going)
     forget.click(start_anew, [desk.shelf], [chat], cancels=[going], show_progress="hidden")
     desk.follow(
         lambda shelf, language: [shelf.shown(language), messages(shelf.chats.get(shelf.chosen, []))], [piece, chat]

@@ -6,22 +6,21 @@ name and comparison, and that settings are told only after the judgement is kept
 
 import contextlib
 import hashlib
-import io
 import tempfile
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
-from PIL import Image
 
 from rhea.errors import InputError
 from rhea.serving.backend import Done, Draw, Partial, Sampling
 from rhea.studio import show
 from rhea.studio.desk import Desk
+from rhea.studio.export import export
+from rhea.studio.shelf import Piece
 from rhea.studio.store import BEST, WORST, Comparison, Rating, Sample, Store
 from rhea.studio.texts import say
 from rhea.studio.work import MENDABLE, told, work
@@ -29,6 +28,7 @@ from rhea.studio.work import MENDABLE, told, work
 LETTERS = "ABCD"
 """Names of the samples, and so the most that can be compared."""
 TIE = "tie"
+_SCALES = "compare-guidance", "compare-other"
 
 
 @dataclass
@@ -82,6 +82,7 @@ class _Judging:
         bench: Bench,
         name: str,
         text: str,
+        kind: str,
         number: int,
         seed: int | None,
         scale: float,
@@ -92,9 +93,11 @@ class _Judging:
         if not name.strip() or not text.strip():
             yield self._refuse(say(language, "needs_annotator" if text.strip() else "needs_prompt"))
             return
+        frames = self.desk.backend.info.num_frames if kind == "film" else None
         tasks = [
             Draw(
                 prompt=text,
+                num_frames=frames,
                 sampling=Sampling(
                     guidance_scale=other if index % 2 else scale, seed=int(seed or 0), sample_index=index
                 ),
@@ -141,7 +144,7 @@ class _Judging:
         """Export everything."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "judgements.zip"
-            self.store.export(path)
+            export(self.store, path)
             yield gr.update(value=str(path), visible=True)  # copied by Gradio before the folder is gone
 
 
@@ -151,19 +154,23 @@ def build(desk: Desk) -> None:
     if store is None:
         return
     wear = desk.wardrobe.wear
-    with wear(gr.Tab(id="compare", elem_id="tab-compare"), label="compare"):
+    with wear(gr.Tab(id="compare", elem_id="tab-compare"), label="compare") as tab:
         wear(gr.Markdown(), value="compare_help")
         annotator = wear(gr.Textbox(elem_id="annotator"), label="annotator")
         with wear(gr.Accordion(open=True), label="new_comparison"):
             prompt = wear(gr.Textbox(elem_id="compare-prompt"), label="prompt", placeholder="prompt_example")
             with gr.Row():
+                kind = wear(
+                    gr.Radio(value="picture", elem_id="compare-kind"),
+                    label="kind",
+                    choices=lambda language: [(say(language, name), name) for name in ("picture", "film")],
+                )
                 number = wear(gr.Slider(2, len(LETTERS), value=2, step=1, elem_id="compare-number"), label="number")
                 seed = wear(gr.Number(value=0, precision=0, elem_id="compare-seed"), label="seed")
-                scale = wear(
-                    gr.Slider(0, 10, value=desk.guidance, step=0.5, elem_id="compare-guidance"), label="guidance"
-                )
-                second = gr.Slider(0, 10, value=desk.guidance, step=0.5, elem_id="compare-other")
-                other = wear(second, label="other_guidance")
+            with gr.Row():
+                scale, other = (gr.Slider(0, 10, value=desk.guidance(), step=0.5, elem_id=name) for name in _SCALES)
+                wear(scale, label="guidance")
+                wear(other, label="other_guidance")
             draw = wear(gr.Button(elem_id="compare-draw"), value="draw_samples")
         following = wear(gr.Button(elem_id="compare-next"), value="next_comparison")
         said = gr.HTML(elem_id="compare-status")
@@ -172,29 +179,27 @@ def build(desk: Desk) -> None:
         form = _form(desk)
         keep = wear(gr.Button(variant="primary", elem_id="judge"), value="judge")
         tally = gr.HTML(elem_id="agreement")
-        export = wear(gr.Button(elem_id="export"), value="export")
+        write = wear(gr.Button(elem_id="export"), value="export")
         file = wear(gr.File(interactive=False, visible=False, elem_id="export-file"), label="export_file")
 
     judging = _Judging(desk=desk, store=store, form=form)
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     shown = [said, board, *form.outputs]
-    draw.click(judging.new, [bench, annotator, prompt, number, seed, scale, other, desk.language], shown, **quiet)
+    kind.input(lambda kind: 2 * [desk.guidance(kind)], kind, [scale, other], show_progress="hidden", queue=False)
+    draw.click(judging.new, [bench, annotator, prompt, kind, number, seed, scale, other, desk.language], shown, **quiet)
     following.click(judging.take_next, [bench, annotator, desk.language], shown, **quiet)
     judged = [bench, annotator, desk.language, form.best, *form.answers]
     keep.click(judging.judge, judged, [said, board, tally], **quiet)
-    export.click(judging.write, None, [file], **quiet)
+    write.click(judging.write, None, [file], **quiet)
+    tab.select(lambda language: agreement(store, language), [desk.language], [tally], **quiet)
     desk.follow(lambda shelf, language: [agreement(store, language)], [tally])
 
 
 def sample_of(task: Draw, done: Done, desk: Desk) -> Sample:
     """Return what is kept of a result."""
     assert done.pixels is not None
-    settings = {"model": desk.backend.info.name, "size": task.size, **asdict(task.sampling)}
-    buffer = io.BytesIO()
-    Image.fromarray(done.pixels).save(buffer, format="PNG")
-    return Sample(
-        prompt=task.prompt, media=buffer.getvalue(), suffix=".png", token_ids=done.token_ids, settings=settings
-    )
+    piece = Piece(pixels=done.pixels, fps=done.fps, title=task.prompt, task=task, done=done)
+    return piece.sample(desk.backend.info.name)
 
 
 def keep_judgement(
@@ -277,9 +282,7 @@ def _board(bench: Bench, language: str, told: bool = False) -> str:
         return ""
     figures = []
     for letter, sample in zip(LETTERS, bench.order, strict=False):
-        with Image.open(io.BytesIO(sample.media), formats=["PNG"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        settings = {key: value for key, value in sample.settings.items() if value is not None}
-        note = ", ".join(f"{key} {value}" for key, value in settings.items()) if told else ""
-        figures.append(show.figure(show.element(pixels, say(language, "sample", letter=letter)), letter, note))
+        note = ", ".join(f"{key} {value}" for key, value in sample.settings.items() if value is not None)
+        shown = show.of_file(sample.media, sample.suffix, say(language, "sample", letter=letter))
+        figures.append(show.figure(shown, letter, note if told else ""))
     return f"<p><b>{escape(bench.comparison.prompt)}</b></p>{show.row(figures)}"

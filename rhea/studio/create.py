@@ -34,7 +34,7 @@ def build(desk: Desk) -> None:
         with wear(gr.Accordion(open=False), label="more"):
             sizes = (f"{info.width}x{info.height}", *RATIOS)
             size = wear(gr.Dropdown(sizes, value=sizes[0], allow_custom_value=True, elem_id="size"), label="size")
-            guidance = wear(gr.Slider(0, 10, value=desk.guidance, step=0.5, elem_id="guidance"), label="guidance")
+            guidance = wear(gr.Slider(0, 10, value=desk.guidance(), step=0.5, elem_id="guidance"), label="guidance")
             negative = wear(gr.Textbox(elem_id="negative"), label="negative")
         with gr.Row():
             draw = wear(gr.Button(variant="primary", elem_id="draw"), value="draw")
@@ -66,6 +66,7 @@ def build(desk: Desk) -> None:
     outputs = [said, board, desk.shelf_board]
     going = gr.on([draw.click, prompt.submit], create, inputs, outputs, show_progress="hidden", concurrency_limit=None)
     stop.click(lambda: "", None, said, cancels=[going], queue=False)
+    kind.input(desk.guidance, kind, guidance, show_progress="hidden", queue=False)
 
 
 def drawings(text: str, film: bool, number: int, size: str, sampling: Sampling, desk: Desk) -> list[Draw]:

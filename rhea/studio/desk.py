@@ -35,10 +35,12 @@ class Desk:
     shelf_board: gr.HTML
     _followers: list[tuple[Follower, list[Any]]] = field(default_factory=list)
 
-    @property
-    def guidance(self) -> float:
-        """The guidance scale that controls begin with."""
-        return USUAL_GUIDANCE if self.model is None else self.model.defaults.guidance_scale
+    def guidance(self, kind: str = "picture") -> float:
+        """The guidance scale that controls begin with, for a "picture" or a "film"."""
+        if self.model is None:
+            return USUAL_GUIDANCE
+        defaults = self.model.defaults
+        return defaults.film_guidance_scale if kind == "film" else defaults.guidance_scale
 
     def follow(self, follower: Follower, outputs: Sequence[Any]) -> None:
         """Give components new values whenever another piece is taken, or the language changes."""

@@ -1,8 +1,9 @@
 """What was made or uploaded in one visit, and which piece of it the tabs work on."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from rhea.serving.errors import ApiError
 from rhea.serving.untrusted import MediaGuard, media_format
 from rhea.studio import show
 from rhea.studio.show import data_url, thumbnail
+from rhea.studio.store import Sample
 from rhea.studio.texts import say
 
 _MOST_PIECES = 24
@@ -43,6 +45,32 @@ class Piece:
     def visual(self) -> np.ndarray | Clip:
         """What the model is asked about."""
         return Clip(frames=self.pixels, fps=self.fps or 1.0) if self.is_film else self.pixels
+
+    @property
+    def text(self) -> str:
+        """What it was made from; of what was uploaded nothing is known."""
+        match self.task:
+            case Draw():
+                return self.task.prompt
+            case Edit():
+                return self.task.instruction
+            case Extend():
+                return self.task.caption
+        return ""
+
+    def sample(self, model: str) -> Sample:
+        """Return what a ``Store`` keeps of it; ``model`` is the name of the one that made it."""
+        settings: dict[str, Any] = {"uploaded": self.title}
+        if self.task is not None:
+            given = {name: getattr(self.task, name, None) for name in ("size", "num_frames", "fps")}
+            settings = {"model": model, **given, **asdict(self.task.sampling)}
+        return Sample(
+            prompt=self.text,
+            media=show.mp4(self.pixels, self.fps or 1.0) if self.is_film else show.png(self.pixels),
+            suffix=".mp4" if self.is_film else ".png",
+            token_ids=() if self.done is None else self.done.token_ids,
+            settings={name: value for name, value in settings.items() if value is not None},
+        )
 
 
 @dataclass

@@ -32,9 +32,11 @@ STYLE = """
 .rhea-words { display: flex; flex-wrap: wrap; gap: .4rem; margin: .5rem 0; }
 .rhea-words button { margin: 0 !important; border: 1px solid var(--border-color-primary); border-radius: 6px;
   padding: .35rem .6rem; cursor: pointer; min-height: 2.2rem; }
+.rhea-words .written { text-decoration: underline 2px var(--color-accent); text-underline-offset: .25rem; }
 .rhea-words button[aria-pressed=true] { border: 2px solid var(--color-accent); font-weight: 600; }
 .rhea-words button:focus-visible, .rhea-grid button:focus-visible { outline: 3px solid var(--color-accent); }
 .rhea-grid button:focus-visible { z-index: 1; }
+.rhea-look { display: flex; flex-direction: column; }
 .rhea-over { position: relative; width: min(32rem, 100%); }
 .rhea-grid { position: absolute; inset: 0; display: grid; }
 .rhea-grid button { margin: 0 !important; padding: 0 !important; border-radius: 0 !important; border: 1px solid #8884;
@@ -49,29 +51,40 @@ STYLE = """
 """
 
 
-def data_url(pixels: np.ndarray, *, quick: bool = False) -> str:
-    """Return a picture uint8 [H, W, 3] as the address of itself; ``quick`` gives up size for time."""
+def png(pixels: np.ndarray, *, quick: bool = False) -> bytes:
+    """Return a picture uint8 [H, W, 3] as a file; ``quick`` gives up size for time."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1 if quick else 6)
-    return _data("image/png", buffer.getvalue())
+    return buffer.getvalue()
 
 
-def film_url(frames: np.ndarray, fps: float) -> str:
-    """Return a film uint8 [T, H, W, 3] as the address of itself, as MP4."""
+def mp4(frames: np.ndarray, fps: float) -> bytes:
+    """Return a film uint8 [T, H, W, 3] as a file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "film.mp4"
         media.write_film(file, frames, fps)
-        return _data("video/mp4", file.read_bytes())
+        return file.read_bytes()
+
+
+def data_url(pixels: np.ndarray, *, quick: bool = False) -> str:
+    """Return a picture uint8 [H, W, 3] as the address of itself; ``quick`` gives up size for time."""
+    return _data("image/png", png(pixels, quick=quick))
 
 
 def element(pixels: np.ndarray, alt: str, *, fps: float | None = None, quick: bool = False) -> str:
     """Return the element of a picture [H, W, 3] or, with ``fps``, of a film [T, H, W, 3] that plays in a loop."""
     if pixels.ndim == 3:
-        return f'<img class="rhea-pixels" src="{data_url(pixels, quick=quick)}" alt="{escape(alt)}">'
+        return of_file(png(pixels, quick=quick), ".png", alt)
     if fps is None or len(pixels) < 2:
         return element(pixels[-1], alt, quick=quick)
-    source = film_url(pixels, fps)
-    attributes = "controls autoplay loop muted playsinline"
+    return of_file(mp4(pixels, fps), ".mp4", alt)
+
+
+def of_file(content: bytes, suffix: str, alt: str) -> str:
+    """Return the element of a file, ".png" or ".mp4"; films play in a loop."""
+    if suffix == ".png":
+        return f'<img class="rhea-pixels" src="{_data("image/png", content)}" alt="{escape(alt)}">'
+    source, attributes = _data("video/mp4", content), "controls autoplay loop muted playsinline"
     return f'<video class="rhea-pixels" src="{source}" aria-label="{escape(alt)}" {attributes}></video>'
 
 

@@ -1,30 +1,26 @@
-"""What people judged: samples, who preferred which, ratings, and captions corrected by hand, in one SQLite file.
+"""What people judged: samples, who preferred which, ratings, captions and answers corrected by hand, in SQLite.
 
 The decision that is not obvious: a comparison is kept apart from the judgements on it, so that a second annotator is
-shown the very same samples and agreement can be counted. Agreement is given as the share of pairs of annotators that
-chose alike, and as kappa, which takes chance away: Cohen's (1960) for two annotators, Fleiss' (1971) for more, each
-comparison counted with as many judgements as it has.
+shown the very same samples and agreement can be counted (``agreement.py``). What is corrected need not be compared: any
+picture or film of a visit is kept as a sample once somebody says what it really shows or what the right answer is.
 """
 
 import contextlib
-import io
-import itertools
 import json
 import sqlite3
-import zipfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rhea.errors import InputError
-from rhea.io import atomic_file
+from rhea.studio.agreement import Agreement, agreement_of
 
 BEST, WORST = 5, 1
 """Of a rating."""
-_VERSION = 1
-_SCHEMA = """
+_VERSIONS = (
+    """
 CREATE TABLE samples (
     id INTEGER PRIMARY KEY, prompt TEXT NOT NULL, media BLOB NOT NULL, suffix TEXT NOT NULL, token_ids TEXT NOT NULL,
     settings TEXT NOT NULL, made_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP);
@@ -42,7 +38,18 @@ CREATE TABLE ratings (
 CREATE TABLE captions (
     sample INTEGER NOT NULL REFERENCES samples, annotator TEXT NOT NULL, caption TEXT NOT NULL,
     made_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (sample, annotator));
-"""
+""",
+    """
+CREATE TABLE answers (
+    id INTEGER PRIMARY KEY, sample INTEGER REFERENCES samples, turns TEXT NOT NULL, question TEXT NOT NULL,
+    original TEXT NOT NULL, answer TEXT NOT NULL, annotator TEXT NOT NULL,
+    made_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP);
+CREATE UNIQUE INDEX answered ON answers (coalesce(sample, 0), turns, question, annotator);
+""",
+)
+"""What each version added to the one before."""
+Turn = tuple[str, str]
+"""A question and its answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +84,6 @@ class Rating:
     look: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How alike annotators judge; nothing can be said (None) while no comparison has two judgements."""
-
-    comparisons: int
-    """Those with at least two judgements."""
-    annotators: int
-    """Those who judged one of them."""
-    percent: float | None
-    """Of all pairs of judgements on one comparison, how many are alike."""
-    kappa: float | None
-    """1 is agreement throughout, 0 what chance would give; None as well if all judgements are the same."""
-    kind: str
-    """ "Cohen" or "Fleiss"."""
-
-
 @dataclass(eq=False)
 class Store:
     """The file; each call opens it anew, so that any thread may call. InputError if it is no store of ours."""
@@ -105,13 +96,12 @@ class Store:
         try:
             with self._open() as database:
                 version = database.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    database.executescript(_SCHEMA)
-                    database.execute(f"PRAGMA user_version = {_VERSION}")
+                for number, script in list(enumerate(_VERSIONS, 1))[version:]:
+                    database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
         except sqlite3.Error as error:
             raise InputError(f"{self.path} cannot be used for judgements: {error}") from None
-        if version not in (0, _VERSION):
-            raise InputError(f"{self.path} is of version {version}; this studio reads version {_VERSION}")
+        if version > len(_VERSIONS):
+            raise InputError(f"{self.path} is of version {version}; this studio reads up to version {len(_VERSIONS)}")
 
     def add(self, prompt: str, samples: Sequence[Sample]) -> Comparison:
         """Keep samples of a prompt to be compared, at least two."""
@@ -120,18 +110,18 @@ class Store:
         with self._open() as database:
             number = database.execute("INSERT INTO comparisons (prompt) VALUES (?)", (prompt,)).lastrowid
             for place, sample in enumerate(samples):
-                row = (
-                    sample.prompt,
-                    sample.media,
-                    sample.suffix,
-                    json.dumps(sample.token_ids),
-                    json.dumps(sample.settings),
-                )
-                into = "INSERT INTO samples (prompt, media, suffix, token_ids, settings) VALUES (?, ?, ?, ?, ?)"
-                kept = database.execute(into, row).lastrowid
+                kept = _insert(database, sample)
                 database.execute("INSERT INTO compared VALUES (?, ?, ?)", (number, place, kept))
         assert number is not None
         return self.comparison(number)
+
+    def keep(self, sample: Sample) -> int:
+        """Keep a sample that nothing is compared with, once; return its number."""
+        query = "SELECT id FROM samples WHERE media = ? AND prompt = ? AND token_ids = ? ORDER BY id LIMIT 1"
+        with self._open() as database:
+            ids = json.dumps(sample.token_ids)
+            found = database.execute(query, (sample.media, sample.prompt, ids)).fetchone()
+            return _insert(database, sample) if found is None else found[0]
 
     def comparison(self, number: int) -> Comparison:
         """Return a comparison with its samples."""
@@ -181,15 +171,26 @@ class Store:
         if not caption.strip():
             raise InputError("the caption is empty: say what is to be seen")
         with self._open() as database:
-            if database.execute("SELECT 1 FROM samples WHERE id = ?", (sample,)).fetchone() is None:
-                raise InputError(f"there is no sample {sample}")
+            _check_sample(database, sample)
             into = "INSERT OR REPLACE INTO captions (sample, annotator, caption) VALUES (?, ?, ?)"
             database.execute(into, (sample, _named(annotator), caption.strip()))
 
-    def counts(self) -> dict[str, int]:
-        """Return how many comparisons, judgements and corrected captions there are."""
+    def correct_answer(self, sample: int | None, annotator: str, turns: Sequence[Turn], answer: str) -> None:
+        """Keep what the last of some turns about a sample, or about nothing, should have been answered with."""
+        if not answer.strip():
+            raise InputError("the answer is empty: say what is right")
+        *before, (question, original) = turns
+        row = (sample, json.dumps(before, ensure_ascii=False), question, original, answer.strip(), _named(annotator))
+        into = "INSERT OR REPLACE INTO answers (sample, turns, question, original, answer, annotator)"
         with self._open() as database:
-            tables = ("comparisons", "judgements", "captions")
+            if sample is not None:
+                _check_sample(database, sample)
+            database.execute(f"{into} VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many comparisons, judgements, and corrected captions and answers there are."""
+        with self._open() as database:
+            tables = ("comparisons", "judgements", "captions", "answers")
             return {name: database.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
 
     def agreement(self) -> Agreement:
@@ -214,8 +215,8 @@ class Store:
             for rejected in samples.values():
                 yield {
                     "prompt": chosen.prompt,
-                    "chosen": _file_name(chosen),
-                    "rejected": _file_name(rejected),
+                    "chosen": file_name(chosen),
+                    "rejected": file_name(rejected),
                     "chosen_ids": list(chosen.token_ids),
                     "rejected_ids": list(rejected.token_ids),
                     "chosen_settings": chosen.settings,
@@ -251,25 +252,29 @@ class Store:
             for *row, caption, annotator in database.execute(query).fetchall():
                 sample = _sample(row)
                 yield {
-                    "file": _file_name(sample),
+                    "file": file_name(sample),
                     "prompt": sample.prompt,
                     "caption": caption,
                     "token_ids": list(sample.token_ids),
                     "annotator": annotator,
                 }
 
-    def export(self, path: str | Path) -> None:
-        """Write a ZIP file of preferences.jsonl, judgements.jsonl, captions.jsonl and the samples as files."""
-        with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in ("preferences", "judgements", "captions"):
-                lines = io.StringIO()
-                for record in getattr(self, name)():
-                    lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-                archive.writestr(f"{name}.jsonl", lines.getvalue())
-            with self._open() as database:
-                query = "SELECT prompt, media, suffix, token_ids, settings, id FROM samples ORDER BY id"
-                for sample in map(_sample, database.execute(query)):
-                    archive.writestr(_file_name(sample), sample.media, zipfile.ZIP_STORED)
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """Yield every answer that was corrected by hand, with what was said before."""
+        names = ("sample", "turns", "question", "original", "answer", "annotator")
+        joined = "answers LEFT JOIN samples ON sample = samples.id ORDER BY answers.id"
+        query = f"SELECT suffix, {', '.join(names)} FROM {joined}"
+        with self._open() as database:
+            rows = database.execute(query).fetchall()
+        for suffix, sample, turns, *rest in rows:
+            file = None if sample is None else f"samples/{sample}{suffix}"
+            yield {"file": file, "turns": json.loads(turns), **dict(zip(names[2:], rest, strict=True))}
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield all samples, in order."""
+        with self._open() as database:
+            query = "SELECT prompt, media, suffix, token_ids, settings, id FROM samples ORDER BY id"
+            yield from map(_sample, database.execute(query))
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -280,47 +285,17 @@ class Store:
                 yield database
 
 
-def agreement_of(judged: Sequence[dict[str, Any]]) -> Agreement:
-    """Count agreement over comparisons, each a label by annotator, of at least two annotators."""
-    annotators = {name for labels in judged for name in labels}
-    kind = "Cohen" if len(annotators) == 2 else "Fleiss"
-    pairs = [a == b for labels in judged for a, b in itertools.combinations(labels.values(), 2)]
-    if not pairs:
-        return Agreement(comparisons=0, annotators=0, percent=None, kappa=None, kind=kind)
-    if kind == "Cohen":
-        observed, expected = sum(pairs) / len(pairs), _chance_of_two(judged, sorted(annotators))
-    else:
-        observed, expected = _mean_of_comparisons(judged), _chance_of_all(judged)
-    return Agreement(
-        comparisons=len(judged),
-        annotators=len(annotators),
-        percent=100 * sum(pairs) / len(pairs),
-        kappa=None if expected == 1 else (observed - expected) / (1 - expected),
-        kind=kind,
-    )
+def _insert(database: sqlite3.Connection, sample: Sample) -> int:
+    row = (sample.prompt, sample.media, sample.suffix, json.dumps(sample.token_ids), json.dumps(sample.settings))
+    into = "INSERT INTO samples (prompt, media, suffix, token_ids, settings) VALUES (?, ?, ?, ?, ?)"
+    number = database.execute(into, row).lastrowid
+    assert number is not None
+    return number
 
 
-def _chance_of_two(judged: Sequence[dict[str, Any]], names: list[str]) -> float:
-    """Return how often two annotators with these habits would agree by chance."""
-    first, second = (Counter(labels[name] for labels in judged) for name in names)
-    return sum(first[label] * second[label] for label in first) / len(judged) ** 2
-
-
-def _mean_of_comparisons(judged: Sequence[dict[str, Any]]) -> float:
-    """Return the share of pairs that agree, as the mean over comparisons."""
-    shares = []
-    for labels in judged:
-        several = len(labels)
-        alike = sum(count * (count - 1) for count in Counter(labels.values()).values())
-        shares.append(alike / (several * (several - 1)))
-    return sum(shares) / len(shares)
-
-
-def _chance_of_all(judged: Sequence[dict[str, Any]]) -> float:
-    """Return how often two judgements drawn from all would be alike."""
-    labels = Counter(label for comparison in judged for label in comparison.values())
-    total = labels.total()
-    return sum((count / total) ** 2 for count in labels.values())
+def _check_sample(database: sqlite3.Connection, number: int) -> None:
+    if database.execute("SELECT 1 FROM samples WHERE id = ?", (number,)).fetchone() is None:
+        raise InputError(f"there is no sample {number}")
 
 
 def _sample(row: Sequence[Any]) -> Sample:
@@ -335,7 +310,8 @@ def _sample(row: Sequence[Any]) -> Sample:
     )
 
 
-def _file_name(sample: Sample) -> str:
+def file_name(sample: Sample) -> str:
+    """Return the name of a sample's file in an export."""
     return f"samples/{sample.id}{sample.suffix}"
 
 

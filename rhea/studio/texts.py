@@ -77,6 +77,22 @@ TEXTS: dict[str, tuple[str, str]] = {
     "answered": ("Answered in {tokens} tokens", "已回答，共 {tokens} 个词元"),
     "cut": ("Cut off after {tokens} tokens", "在 {tokens} 个词元后截断"),
     "needs_question": ("Write a question first.", "请先写下问题。"),
+    # Correct by hand
+    "correct": ("Correct by hand", "人工修正"),
+    "correct_help": (
+        "What should have been said? Corrections are kept with your name; *Compare* exports them for fine-tuning.",
+        "应该怎么说？修正会连同姓名一起保存，可在“比较”页导出，用于微调。",
+    ),
+    "correct_what": ("What to correct", "修正什么"),
+    "its_caption": ("what the piece shows", "作品的内容说明"),
+    "right": ("As it should be", "正确的说法"),
+    "keep_correction": ("Keep the correction", "保存修正"),
+    "corrected": (
+        "Kept. So far: {captions} captions and {answers} answers corrected.",
+        "已保存。目前修正了 {captions} 条说明和 {answers} 个回答。",
+    ),
+    "nothing_to_correct": ("take a piece, or ask something, first", "请先选用一件作品或提一个问题"),
+    "needs_right": ("write how it should be", "请写下正确的说法"),
     # Edit
     "edit": ("Edit", "编辑"),
     "instruction": ("What to change", "要改变什么"),
@@ -107,15 +123,27 @@ TEXTS: dict[str, tuple[str, str]] = {
     # Look inside
     "look": ("Look inside", "查看内部"),
     "look_help": (
-        "Take a drawn or edited picture from the shelf. Then touch a word to see which patches looked at it when they "
-        "were drawn, or a patch to see which words it looked at.",
-        "请从素材架选用一张生成或编辑的图片。点一个词，看哪些图块在绘制时关注它；点一个图块，看它关注哪些词。",
+        "Take a picture or film from the shelf, drawn or uploaded. Touch a word to see which patches looked at it when "
+        "they were drawn, or, in an answer, which patches it looked at itself; touch a patch for the words.",
+        "请从素材架选用一件作品，生成的或上传的均可。点一个词，看哪些图块在绘制时关注它，或回答中的词关注哪些图块；"
+        "点一个图块，看相关的词。",
     ),
-    "look_now": ("Look inside this picture", "查看这张图片的内部"),
-    "needs_drawn": (
-        "Take a picture from the shelf that the model drew or edited: of others there are no tokens to look into.",
-        "请从素材架选用模型生成或编辑的图片：其他作品没有可查看的词元。",
+    "way": ("How to look", "查看方式"),
+    "as_drawn": ("As it is drawn, after a text", "按文字绘制"),
+    "as_read": ("As it is read, before a question", "阅读并回答问题"),
+    "look_words": ("The text, or the question (may stay empty)", "文字或问题（可不填）"),
+    "look_words_example": (
+        "Empty: its own text, or none; read, the model says what it sees",
+        "不填：作品自己的文字或无文字；阅读时由模型描述所见",
     ),
+    "look_now": ("Look inside", "查看内部"),
+    "needs_piece": (
+        "Take a piece from the shelf first: create or upload one.",
+        "请先从素材架选用一件作品：可以生成或上传。",
+    ),
+    "latents": ("Frames of the film", "视频的帧"),
+    "span": ("frames {first} to {last}", "第 {first} 至 {last} 帧"),
+    "spot": ("row {row}, column {column}", "第 {row} 行第 {column} 列"),
     "view": ("What the grid shows", "网格显示"),
     "tokens": ("Tokens", "词元"),
     "entropy": ("Uncertainty", "不确定性"),
@@ -125,26 +153,46 @@ TEXTS: dict[str, tuple[str, str]] = {
     "layer": ("Layer", "层"),
     "head": ("Head", "注意力头"),
     "mean": ("all, their mean", "全部（平均）"),
-    "words": ("Words of the prompt", "提示中的词"),
+    "words": ("Words", "词"),
+    "written_words": ("Underlined: written by the model.", "带下划线的词由模型写出。"),
     "grid_alt": ("The picture's tokens; arrow keys walk over them", "图片的词元；可用方向键移动"),
-    "cell_alt": (
-        "row {row}, column {column}: code {code}, {bits} bits, forward {forward}",
-        "第 {row} 行第 {column} 列：编码 {code}，{bits} 比特，第 {forward} 次前向",
-    ),
+    "cell_alt": ("{spot}: code {code}, {bits} bits", "{spot}：编码 {code}，{bits} 比特"),
+    "cell_forward": (", forward {forward}", "，第 {forward} 次前向"),
     "look_said": (
-        "{codes} codes, {bits} bits each on average, log-probability {log}; {forwards} forwards drew them, "
-        "{per_forward} each",
-        "{codes} 个编码，平均 {bits} 比特，对数概率 {log}；共 {forwards} 次前向，每次 {per_forward} 个",
+        "{codes} codes, {bits} bits each on average, log-probability {log}",
+        "{codes} 个编码，平均 {bits} 比特，对数概率 {log}",
     ),
+    "forwards_said": (
+        "; {forwards} forwards drew them, {per_forward} each",
+        "；共 {forwards} 次前向，每次 {per_forward} 个",
+    ),
+    "answer_said": ("; the model answers “{answer}”", "；模型回答：“{answer}”"),
     "touch_first": ("Touch a word or a patch.", "请点一个词或图块。"),
     "word_said": (
-        "“{word}” was looked at most by the patch in row {row}, column {column}: {most} % of its attention",
-        "“{word}” 最受第 {row} 行第 {column} 列图块关注：占其注意力的 {most}%",
+        "“{word}” was looked at most by the patch in {spot}: {most} % of its attention",
+        "“{word}” 最受{spot}图块关注：占其注意力的 {most}%",
+    ),
+    "word_looked": (
+        "“{word}” looked most at the patch in {spot}: {most} % of its attention",
+        "“{word}” 最关注{spot}图块：占其注意力的 {most}%",
     ),
     "place_said": (
-        "The patch in row {row}, column {column} gave {words} % of its attention to words, {codes} % to patches drawn "
-        "before, {rest} % to marks",
-        "第 {row} 行第 {column} 列图块的注意力：词 {words}%，先前图块 {codes}%，标记 {rest}%",
+        "The patch in {spot} gave {words} % of its attention to words, {codes} % to patches drawn before, {rest} % to "
+        "marks",
+        "{spot}图块的注意力：词 {words}%，先前图块 {codes}%，标记 {rest}%",
+    ),
+    "place_looked_at": (
+        "The patch in {spot} was looked at most by “{word}”: {most} % of its attention; it gave {codes} % of its own to "
+        "patches up to it",
+        "{spot}图块最受“{word}”关注：占其注意力的 {most}%；图块自身给此前图块 {codes}%",
+    ),
+    "place_alone": (
+        "The patch in {spot} gave {codes} % of its attention to patches",
+        "{spot}图块给图块 {codes}% 的注意力",
+    ),
+    "no_forwards": (
+        "No forward drew this: only what the model drew, by its own text, has forwards.",
+        "这不是由前向绘制的：只有模型按其原文字绘制的作品才有。",
     ),
     "tokens_legend": ("The number of each code in the codebook.", "每个编码在码本中的序号。"),
     "entropy_legend": (
@@ -186,8 +234,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "needs_best": ("say which is the better one, or tie", "请选择更好的一个或平局"),
     "none_left": ("You have judged every comparison that there is.", "所有比较您都已评判。"),
     "counts": (
-        "{comparisons} comparisons, {judgements} judgements, {captions} corrected captions.",
-        "{comparisons} 个比较，{judgements} 次评判，{captions} 条修正的说明。",
+        "{comparisons} comparisons, {judgements} judgements, {captions} captions and {answers} answers corrected.",
+        "{comparisons} 个比较，{judgements} 次评判，修正了 {captions} 条说明和 {answers} 个回答。",
     ),
     "agreement": (
         "{annotators} annotators on {comparisons} shared comparisons: {percent} % of pairs alike, "
@@ -196,7 +244,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "no_kappa": ("undefined (all alike)", "无定义（全部相同）"),
     "export": ("Export judgements", "导出评判"),
-    "export_file": ("Preferences, judgements, captions and samples", "偏好、评判、说明和样本"),
+    "export_file": ("Preferences, judgements, captions, answers and samples", "偏好、评判、说明、回答和样本"),
     # What can go wrong
     "busy": ("The model has too much to do: try again in a moment.", "模型繁忙，请稍后再试。"),
     "died": ("The engine broke down and starts again: try once more.", "引擎出错并正在重启，请再试一次。"),

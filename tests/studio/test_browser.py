@@ -173,7 +173,7 @@ def test_stopped_drawings_are_cancelled_in_the_engine(visitor: Visitor, model: R
     assert 0 < model.completer.statistics.tokens_written - before < 8 * TOKENS_OF_A_FILM
 
 
-def test_questions_are_answered_in_turns(visitor: Visitor) -> None:
+def test_questions_are_answered_in_turns_and_corrected(visitor: Visitor, store: Store) -> None:
     visitor.draw("a large red circle")
     visitor.tab("Ask")
     visitor.until("ask-piece", "a large red circle")
@@ -186,6 +186,18 @@ def test_questions_are_answered_in_turns(visitor: Visitor) -> None:
     visitor.until("chat", "red")
     assert "How many objects" in visitor.page.locator("#chat").inner_text(), "the earlier turn stays"
     visitor.screenshot("ask")
+    visitor.button("Correct by hand").click()
+    visitor.page.wait_for_function("document.querySelector('#right textarea, #right input').value === 'red'")
+    visitor.write("right", "crimson")
+    visitor.button("Keep the correction").click()
+    visitor.until("correct-status", "Write your name first")
+    visitor.write("corrector", "Ada")
+    visitor.button("Keep the correction").click()
+    visitor.until("correct-status", "0 captions and 1 answers corrected")
+    visitor.screenshot("correct")
+    (kept,) = store.answers()
+    assert (kept["question"], kept["original"], kept["answer"]) == ("What colour is the circle?", "red", "crimson")
+    assert kept["turns"] == [["How many objects are there?", "one"]]
 
 
 def test_an_uploaded_picture_is_edited(visitor: Visitor, model: Rhea, tmp_path: Path) -> None:
@@ -226,11 +238,11 @@ def test_a_film_goes_on_with_its_new_frames_marked(visitor: Visitor, model: Rhea
 def test_a_picture_is_looked_into_by_mouse_and_keyboard(visitor: Visitor) -> None:
     page = visitor.page
     visitor.tab("Look inside")
-    visitor.button("Look inside this picture").click()
-    visitor.until("look-status", "Take a picture from the shelf")
+    visitor.button("Look inside").click()
+    visitor.until("look-status", "Take a piece from the shelf")
     visitor.draw("a small red circle and a large blue square")
     visitor.tab("Look inside")
-    visitor.button("Look inside this picture").click()
+    visitor.button("Look inside").click()
     assert "64 codes" in visitor.until("look-status", "bits each on average")
     assert page.locator("#look-board [data-place]").count() == 64
     page.locator("#view").get_by_text("Uncertainty").click()
@@ -252,6 +264,58 @@ def test_a_picture_is_looked_into_by_mouse_and_keyboard(visitor: Visitor) -> Non
     shares = [float(text.split()[-2]) for text in page.locator("#look-board [data-word]").all_inner_texts()]
     told = float(re.search(r"gave (\d+) %", page.locator("#look-status").inner_text())[1])  # type: ignore[index]
     assert abs(sum(shares) - told) < 1.5, "rounded shares of words add up to what is told of all words"
+
+
+def test_an_answer_about_an_upload_is_looked_into(visitor: Visitor, model: Rhea, tmp_path: Path) -> None:
+    made: Any = model.generate("a large red circle", seed=0)[0]
+    made.save(tmp_path / "circle.png")
+    visitor.upload(tmp_path / "circle.png")
+    visitor.until("shelf-status", "Uploaded: circle.png")
+    visitor.tab("Look inside")
+    visitor.page.locator("#way").get_by_text("As it is read").click()
+    visitor.write("look-words", "What colour is the circle?")
+    visitor.button("Look inside").click()
+    visitor.until("look-status", "64 codes.*the model answers “red”")
+    visitor.page.locator("#look-board [data-word]").last.click()
+    visitor.until("look-status", "“red” looked most at the patch in row")
+    visitor.screenshot("answer")
+    visitor.page.locator("#way").get_by_text("As it is drawn").click()
+    visitor.write("look-words", "a small blue square")
+    visitor.page.locator("#look-words textarea, #look-words input").press("Enter")
+    visitor.until("look-board", "small\\s+blue\\s+square")
+
+
+def test_films_are_created_looked_into_and_compared(visitor: Visitor, store: Store) -> None:
+    page = visitor.page
+    page.locator("#kind").get_by_text("Film").click()
+    page.wait_for_function("document.querySelector('#guidance input[type=number]').value === '1'")
+    visitor.draw("a green star moving down")
+    page.wait_for_function("document.querySelector('#create-board video').readyState > 1")
+    visitor.tab("Look inside")
+    visitor.button("Look inside").click()
+    visitor.until("look-status", "256 codes")
+    page.get_by_role("button", name="frames 9 to 12", exact=True).click()
+    page.wait_for_function("document.activeElement.dataset.latent === '2'")
+    page.get_by_role("button", name="star", exact=True).click()
+    visitor.until("look-status", "“star” was looked at most by the patch in frames")
+    visitor.screenshot("film")
+    visitor.tab("Compare")
+    visitor.write("annotator", "Ada")
+    visitor.write("compare-prompt", "a green star moving down")
+    page.locator("#compare-kind").get_by_text("Film").click()
+    visitor.button("Draw samples to compare").click()
+    visitor.until("compare-status", "Which is better?")
+    page.wait_for_function(
+        "(films => films.length === 2 && films.every(film => film.readyState > 1 && !film.paused))"
+        "([...document.querySelectorAll('#compare-board video')])"
+    )
+    page.locator("#best").get_by_text("B", exact=True).click()
+    visitor.screenshot("films")
+    visitor.button("Keep my judgement").click()
+    visitor.until("compare-status", "Kept")
+    found = list(store.preferences())[-1]
+    assert (found["chosen"][-4:], len(found["chosen_ids"])) == (".mp4", TOKENS_OF_A_FILM)
+    assert found["chosen_settings"]["num_frames"] == 16
 
 
 def test_two_annotators_compare_and_export(visitor: Visitor, desktop: Any, url: str, tmp_path: Path) -> None:
@@ -283,6 +347,8 @@ def test_two_annotators_compare_and_export(visitor: Visitor, desktop: Any, url: 
     other.page.locator("#best").get_by_text("AB"[places.index(best)], exact=True).click()
     other.button("Keep my judgement").click()
     other.until("agreement", "2 annotators on 1 shared comparisons: 100 % of pairs alike")
+    while (left := store.next_for("Grace")) is not None:  # those of other tests
+        store.judge(left.id, "Grace", None)
     other.button("Next one that I have not judged").click()
     other.until("compare-status", "You have judged every comparison")
 

@@ -3,13 +3,25 @@
 import json
 import sqlite3
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tiny_model import tiny_checkpoint
 
+from rhea import media
+from rhea.documents import formats
+from rhea.documents.document import Image, Video
+from rhea.documents.loader import PackedLoader, PackedLoaderConfig
+from rhea.documents.mixture import Mixture, WeightedSource
 from rhea.errors import InputError
-from rhea.studio.store import Comparison, Rating, Sample, Store, agreement_of
+from rhea.generation.model import Rhea
+from rhea.studio.agreement import agreement_of
+from rhea.studio.export import Corrections, export
+from rhea.studio.shelf import Piece
+from rhea.studio.store import _VERSIONS, Comparison, Rating, Sample, Store
 
 
 @pytest.fixture
@@ -53,7 +65,7 @@ def test_a_second_judgement_replaces_the_first_with_its_ratings(store: Store) ->
     store.judge(kept.id, "Ada", two, {two: Rating(text_match=1)})
     (found,) = store.judgements()
     assert (found["best"], found["ratings"]) == (two, [{"sample": two, "text_match": 1, "look": None}])
-    assert store.counts() == {"comparisons": 1, "judgements": 1, "captions": 0}
+    assert store.counts() == {"comparisons": 1, "judgements": 1, "captions": 0, "answers": 0}
 
 
 def test_preferences_pair_the_best_with_each_other_one(store: Store) -> None:
@@ -80,7 +92,7 @@ def test_the_export_holds_records_and_the_files_they_name(store: Store, tmp_path
     kept = added(store)
     store.judge(kept.id, "Ada", kept.samples[1].id, {kept.samples[1].id: Rating(text_match=5, look=3)})
     store.correct(kept.samples[0].id, "Ada", "红色")
-    store.export(tmp_path / "out.zip")
+    export(store, tmp_path / "out.zip")
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         lines = {name: archive.read(f"{name}.jsonl").decode() for name in ("preferences", "judgements", "captions")}
         preference = json.loads(lines["preferences"])
@@ -88,6 +100,94 @@ def test_the_export_holds_records_and_the_files_they_name(store: Store, tmp_path
         assert archive.read(preference["rejected"]) == b"png 0"
     assert "红色" in lines["captions"]
     assert json.loads(lines["judgements"])["ratings"][0]["look"] == 3
+
+
+def test_what_is_kept_without_a_comparison_is_kept_once(store: Store) -> None:
+    (one, other) = some()
+    assert store.keep(one) == store.keep(one) == 1
+    assert store.keep(other) == 2
+    assert store.keep(replace(one, prompt="two squares")) == 3
+    assert store.next_for("Ada") is None
+    assert [sample.media for sample in store.samples()] == [b"png 0", b"png 1", b"png 0"]
+
+
+def test_answers_are_corrected_once_per_question_and_annotator(store: Store) -> None:
+    sample, turns = store.keep(some()[0]), [("How many?", "two"), ("What colour?", "red")]
+    store.correct_answer(sample, "Ada", turns, "blue")
+    store.correct_answer(sample, "Ada", turns, " 蓝色 ")
+    store.correct_answer(sample, "Grace", turns[:1], "one")
+    store.correct_answer(None, "Ada", [("Who are you?", "a circle")], "a model")
+    store.correct_answer(None, "Ada", [("Who are you?", "a square")], "Rhea")
+    first, second, third = store.answers()
+    assert first == {
+        "file": "samples/1.png",
+        "turns": [["How many?", "two"]],
+        "question": "What colour?",
+        "original": "red",
+        "answer": "蓝色",
+        "annotator": "Ada",
+    }
+    assert (second["annotator"], second["turns"], second["answer"]) == ("Grace", [], "one")
+    assert (third["file"], third["original"], third["answer"]) == (None, "a square", "Rhea")
+    assert store.counts()["answers"] == 3
+
+
+def test_corrections_come_back_as_documents_to_train_on(store: Store, tmp_path: Path) -> None:
+    """Rendered by the grammar after encoding, they are what the same pixels and words give."""
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 24, 3), dtype=np.uint8)
+    frames = np.stack([pixels, pixels[::-1], pixels[:, ::-1], pixels, pixels])
+    kept = [
+        Piece(pixels=pixels, title="noise.png").sample("rhea"),
+        Piece(pixels=frames, fps=8.0, title="noise.mp4").sample("rhea"),
+    ]
+    picture, film = map(store.keep, kept)
+    store.correct(picture, "Ada", "a\u2028red circle")
+    store.correct_answer(film, "Ada", [("How many?", "one"), ("make it blue", "no")], "two")
+    store.correct_answer(None, "Ada", [("How many?", "one")], "two")
+    export(store, tmp_path / "out.zip")
+    found, tiny = Corrections(tmp_path / "out.zip"), Rhea(tiny_checkpoint())
+    assert len(found) == 3
+    (tmp_path / "film.mp4").write_bytes(kept[1].media)
+    shown = media.read_film(tmp_path / "film.mp4")
+    expected = [
+        formats.captioning(Image(pixels=pixels), "a\u2028red circle"),
+        formats.question_answering(
+            Video(frames=shown.frames, fps=8.0), [("How many?", "one"), ("make it blue", "two")]
+        ),
+        formats.question_answering(None, "How many?", "two"),
+    ]
+    for index, document in enumerate(expected):
+        for each in (found.document(index), found.document(index + 3)):
+            one, other = (tiny.completer.grammar.render(d.encoded(tiny.prompts.codec)) for d in (each, document))
+            np.testing.assert_array_equal(one.token_ids, other.token_ids)
+            np.testing.assert_array_equal(one.loss_weights, other.loss_weights)
+    loader = PackedLoader(
+        PackedLoaderConfig(rows=2, seq_len=128, too_long="drop"),
+        Mixture([WeightedSource(name="corrected", source=found, weight=1.0)], seed=0),
+        tiny.completer.grammar,
+        tiny.prompts.codec,
+    )
+    assert loader.next_batch().token_ids.shape == (2, 128)
+
+
+def test_what_is_no_export_is_refused(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "notes.zip").write_text("no archive")
+    for name in ("notes.zip", "missing.zip"):
+        with pytest.raises(InputError, match="is no export"):
+            Corrections(tmp_path / name)
+    export(store, tmp_path / "empty.zip")
+    with pytest.raises(InputError, match="nothing was corrected"):
+        Corrections(tmp_path / "empty.zip")
+
+
+def test_a_store_of_the_first_version_is_taken_further(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "old.db") as database:
+        database.executescript(f"{_VERSIONS[0]} PRAGMA user_version = 1;")
+        database.execute("INSERT INTO comparisons (prompt) VALUES ('a circle')")
+    database.close()
+    store = Store(tmp_path / "old.db")
+    store.correct_answer(None, "Ada", [("How many?", "one")], "two")
+    assert Store(tmp_path / "old.db").counts() == {"comparisons": 1, "judgements": 0, "captions": 0, "answers": 1}
 
 
 def two(*pairs: str) -> list[dict[str, Any]]:
@@ -147,6 +247,10 @@ def test_what_the_store_refuses(store: Store, tmp_path: Path) -> None:
         store.judge(99, "Ada", None)
     with pytest.raises(InputError, match="no sample 99"):
         store.correct(99, "Ada", "a circle")
+    with pytest.raises(InputError, match="no sample 99"):
+        store.correct_answer(99, "Ada", [("How many?", "one")], "two")
+    with pytest.raises(InputError, match="answer is empty"):
+        store.correct_answer(None, "Ada", [("How many?", "one")], " ")
     with pytest.raises(InputError, match="caption is empty"):
         store.correct(kept.samples[0].id, "Ada", " ")
     assert store.counts()["judgements"] == 0, "what is refused leaves nothing behind"

@@ -21,7 +21,10 @@ from rhea.serving.serve import Listening, bound
 from rhea.serving.untrusted import MediaGuard, MediaLimits
 from rhea.studio import show
 from rhea.studio.compare import LETTERS, Bench, agreement, keep_judgement, shuffled
-from rhea.studio.look import prompt_of
+from rhea.studio.correct import CAPTION, choices, keep_correction, original
+from rhea.studio.desk import Desk
+from rhea.studio.grid import render, summary
+from rhea.studio.insight import Look, look_into, prompt_of, touch
 from rhea.studio.page import create_studio
 from rhea.studio.run import serve_studio
 from rhea.studio.shelf import Piece, Shelf, read_upload
@@ -210,7 +213,38 @@ def test_a_judgement_names_samples_by_their_letters(tmp_path: Path) -> None:
     assert [each["file"] for each in store.captions()] == [f"samples/{second}.png"]
     keep_judgement(store, bench, "Ada", "tie", answers, "en")
     assert [each["best"] for each in store.judgements()] == [None]
-    assert agreement(store, "en") == "<p>1 comparisons, 1 judgements, 1 corrected captions.</p>"
+    assert agreement(store, "en") == "<p>1 comparisons, 1 judgements, 1 captions and 0 answers corrected.</p>"
+
+
+def test_captions_and_answers_are_corrected_for_the_piece_that_is_taken(tmp_path: Path) -> None:
+    store, shelf = Store(tmp_path / "j.db"), Shelf()
+
+    def keep(which: int | None, text: str, name: str = "Ada") -> None:
+        keep_correction(store, shelf, which, text, name, "rhea", "en")
+
+    assert choices(shelf, "en") == []
+    with pytest.raises(InputError, match="take a piece, or ask something"):
+        keep(CAPTION, "a circle")
+    shelf.chats[None] = [("Who are you?", "a circle")]
+    keep(0, "Rhea")
+    shelf.put(Piece(pixels=GREY, title="x", task=Draw(prompt="a red circle"), done=Done(token_ids=(7, 8))))
+    shelf.chats[shelf.chosen] = [("How many?", "two"), ("What colour?", "red")]
+    assert [number for _, number in choices(shelf, "en")] == [CAPTION, 0, 1]
+    assert [original(shelf, which) for which in (CAPTION, 0, 1, 2, None)] == ["a red circle", "two", "red", "", ""]
+    for wrong in (("", "Ada"), ("grey", " ")):
+        with pytest.raises(InputError):
+            keep(CAPTION, *wrong)
+    assert list(store.samples()) == [], "what is refused leaves nothing behind"
+    keep(CAPTION, "nothing at all")
+    keep(1, "grey")
+    (caption,), (nothing, colour) = store.captions(), store.answers()
+    assert (caption["file"], caption["prompt"], caption["token_ids"]) == ("samples/1.png", "a red circle", [7, 8])
+    assert (nothing["file"], nothing["answer"]) == (None, "Rhea")
+    assert (colour["file"], colour["turns"], colour["original"]) == ("samples/1.png", [["How many?", "two"]], "red")
+    shelf.put(Piece(pixels=np.stack([GREY] * 2), fps=8.0, title="film.mp4"))
+    keep(CAPTION, "grey, and it stays grey")
+    (sample,) = [each for each in store.samples() if each.suffix == ".mp4"]
+    assert (sample.prompt, sample.settings) == ("", {"uploaded": "film.mp4"})
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +268,70 @@ def test_a_piece_leads_back_to_the_prompt_it_was_drawn_from(tiny: Rhea) -> None:
         tiny.completer.requests([p]) for p in (found, tiny.prompts.edit([picture], "make it blue", seed=3))
     )
     assert (one.prompt, one.seed) == (other.prompt, 3)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 255, (*shape, 3), dtype=np.uint8)
+
+
+def test_an_upload_is_looked_into_under_any_text_or_none(tiny: Rhea) -> None:
+    piece = Piece(pixels=noise(64, 48), title="noise.png")
+    for words in ("", "a small red circle"):
+        found = look_into(tiny, piece, "as_drawn", words)
+        assert [word.text for word in found.seen.words] == words.split()
+        assert found.pixels.shape == (1, 32, 24, 3), "as the codec takes it, so that the grid fits"
+        assert found.commits is None
+        look = Look(insight=found, view="entropy")
+        assert render(look, "en").count("data-place") == 12
+        assert "12 codes" in summary(look, "en")
+        look.view = "forwards"
+        assert say("en", "no_forwards").split(":")[0] in render(look, "en")
+
+
+def test_an_answer_is_looked_into_word_by_word(tiny: Rhea) -> None:
+    piece = Piece(pixels=noise(32, 24), title="noise.png")
+    found = look_into(tiny, piece, "as_read", "How many objects are there?")
+    assert found.answer == tiny.ask(piece.pixels, "How many objects are there?")
+    look = Look(insight=found)
+    touch(look, tiny, {"word": len(found.seen.words) - 1})
+    assert (look.view, look.touched) == ("attention", "word")
+    assert f"“{found.seen.words[-1].text}” looked most at the patch in row" in summary(look, "en")
+    assert render(look, "en").count("class=written") == sum(word.written for word in found.seen.words) > 0
+    touch(look, tiny, {"place": 4})
+    assert "The patch in row 2, column 2 was looked at most by" in summary(look, "en")
+    before = summary(look, "en")
+    for nonsense in ({"word": 99}, {"place": -1}, {"latent": 1}, {}, {"place": 1, "word": 1}, {"x": 0}):
+        touch(look, tiny, nonsense)
+    assert summary(look, "en") == before
+    caption = look_into(tiny, piece, "as_read", " ")
+    assert all(word.written for word in caption.seen.words), "nothing was asked"
+
+
+def test_a_film_is_looked_into_frame_by_frame(tiny: Rhea) -> None:
+    task = Draw(prompt="a small red circle", num_frames=8, fps=8.0)
+    prompt = tiny.prompts.draw(task.prompt, video=True, num_frames=8, fps=8.0)
+    made = tiny.completer.complete([prompt])[0]
+    film: Any = tiny.results([prompt], [made])[0]
+    done = Done(pixels=film.frames, codes=film.codes, token_ids=tuple(made.token_ids))
+    drawn = Piece(pixels=film.frames, fps=8.0, title="x", task=task, done=done)
+    for piece in (drawn, replace(drawn, task=None, done=None)):
+        found = look_into(tiny, piece, "as_drawn", "")
+        assert (found.grid, (found.commits is None)) == ((2, 4, 3), piece.task is None)
+        look = Look(insight=found)
+        touch(look, tiny, {"latent": 1})
+        html = render(look, "en")
+        assert html.count("data-place") == 12
+        assert 'data-place="12"' in html
+        assert "frames 5 to 8, row 1, column 1" in html
+    np.testing.assert_array_equal(look_into(tiny, drawn, "as_drawn", "").seen.codes, film.codes)
+    np.testing.assert_array_equal(look_into(tiny, drawn, "as_drawn", "two").seen.codes, film.codes)
+    read = look_into(tiny, drawn, "as_read", "How many?")
+    np.testing.assert_array_equal(read.seen.codes, tiny.prompts.codec.encode_film(film.frames))
+
+
+def test_guidance_begins_where_the_checkpoint_says(tiny: Rhea) -> None:
+    desk: Any = Desk(backend=None, model=tiny, store=None, wardrobe=None, language=None, shelf=None, shelf_board=None)  # type: ignore[arg-type]
+    assert [desk.guidance(), desk.guidance("film")] == [2.0, tiny.defaults.film_guidance_scale] != [2.0, 2.0]
 
 
 def test_tabs_are_there_for_what_is_there(tiny: Rhea, tmp_path: Path) -> None:
