@@ -107,6 +107,8 @@ class ServeOptions:
     """For the model's work on one request."""
     drain: Annotated[float, arg(metavar="SECONDS")] = 30.0
     """For what is under way when the server is told to stop."""
+    hang_seconds: Annotated[float, arg(metavar="SECONDS")] = 120.0
+    """For one step of the engine in "serve"; after that it counts as hung and is started again."""
     films: Annotated[Path, arg(metavar="FOLDER")] = Path("films")
     """Where ordered films are kept; one server at a time uses it."""
     allow_host: Annotated[tuple[str, ...], arg(metavar="HOST")] = ()

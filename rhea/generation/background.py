@@ -61,6 +61,12 @@ class BackgroundEngine:
         finally:
             self._calls.put(lambda: self._cancel(listener))
 
+    async def pulse(self) -> None:
+        """Return once the thread has come to it, which is between two steps."""
+        listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
+        self._calls.put(lambda: listener.tell(None))
+        await listener.inbox.get()
+
     def _submit(self, request: Request, listener: _Listener) -> None:
         try:
             self._listeners[self.engine.submit(request)] = listener

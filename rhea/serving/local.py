@@ -6,6 +6,7 @@ Whatever breaks while a task is worked on is a ``BackendDiedError`` for that tas
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -55,6 +56,9 @@ class LocalBackend:
         self.engine = Engine(self.completer.transformer, config, statistics=self.completer.statistics)
         self._background = BackgroundEngine(self.engine)
         self._pixels = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pixels")
+        self._coded = threading.Event()
+        """Whether what the thread of pixels took up last is done."""
+        self._coded.set()
         self._requests = self._tokens = 0
         self._open = False
         defaults = model.defaults
@@ -95,6 +99,13 @@ class LocalBackend:
             "requests": self._requests,
             "tokens": self._tokens,
         }
+
+    async def pulse(self) -> None:
+        """Return once the engine has ended its step, and the thread of pixels what it is at now.
+
+        However much waits for them, that is soon, unless one of them hangs.
+        """
+        await asyncio.gather(self._background.pulse(), asyncio.to_thread(self._coded.wait))
 
     async def run(self, task: Task, *, partials: int | None = None) -> AsyncGenerator[Event, None]:
         if self._requests >= self.bounds.max_requests:
@@ -229,7 +240,14 @@ class LocalBackend:
             self._tokens -= tokens
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pixels, function, *arguments)
+        def work() -> T:
+            self._coded = coded = threading.Event()
+            try:
+                return function(*arguments)
+            finally:
+                coded.set()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pixels, work)
 
 
 class TextStream:

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _MOST_SIZES = 32
-"""Sizes told apart; clients choose them freely, and every further one is counted as "other"."""
+"""Sizes of pictures told apart, and of films; clients choose them freely, and every further one counts as "other"."""
 
 
 class Metrics:
@@ -23,22 +23,45 @@ class Metrics:
             "rhea_first_text_seconds", "Until the first piece of an answer", registry=self.registry, buckets=_SECONDS
         )
         self._image = Histogram(
-            "rhea_image_seconds", "Per picture or film, by size", ["size"], registry=self.registry, buckets=_SECONDS
+            "rhea_image_seconds", "Per picture, by size", ["size"], registry=self.registry, buckets=_SECONDS
+        )
+        self.films = Counter("rhea_films", "Ended film jobs by outcome", ["outcome"], registry=self.registry)
+        self.films_waiting = Gauge("rhea_films_waiting", "Film jobs that wait for their turn", registry=self.registry)
+        self.films_running = Gauge("rhea_films_running", "Film jobs that are worked on", registry=self.registry)
+        for outcome in ("finished", "failed", "cancelled"):
+            self.films.labels(outcome)  # 0 until there is one
+        self._film = Histogram(
+            "rhea_film_seconds",
+            "Per film from its turn to its file, by size and frames",
+            ["size", "frames"],
+            registry=self.registry,
+            buckets=_SECONDS,
         )
         self._ready = Gauge("rhea_engine_ready", "Whether the engine takes requests", registry=self.registry)
         self._per_forward = Gauge(
             "rhea_engine_tokens_per_forward", "Tokens written in a forward of the model", registry=self.registry
         )
         self._engine: dict[str, Gauge] = {}
-        self._sizes: set[str] = set()
+        self._seen: dict[Histogram, set[tuple[str, ...]]] = {self._image: set(), self._film: set()}
 
     def image(self, shape: tuple[int, ...], seconds: float) -> None:
-        """Count a finished picture [H, W, 3] or film [T, H, W, 3]."""
-        size = f"{shape[-2]}x{shape[-3]}" + (f"x{shape[0]}" if len(shape) == 4 else "")
-        if size not in self._sizes and len(self._sizes) >= _MOST_SIZES:
-            size = "other"
-        self._sizes.add(size)
-        self._image.labels(size).observe(seconds)
+        """Count a finished picture [H, W, 3]."""
+        height, width, _ = shape
+        self._observe(self._image, (f"{width}x{height}",), seconds)
+
+    def film(self, shape: tuple[int, ...], seconds: float) -> None:
+        """Count a finished film [T, H, W, 3]."""
+        frames, height, width, _ = shape
+        self._observe(self._film, (f"{width}x{height}", str(frames)), seconds)
+        self.films.labels("finished").inc()
+
+    def _observe(self, histogram: Histogram, labels: tuple[str, ...], seconds: float) -> None:
+        seen = self._seen[histogram]
+        if labels not in seen and len(seen) >= _MOST_SIZES:
+            labels = ("other",) * len(labels)
+        else:
+            seen.add(labels)
+        histogram.labels(*labels).observe(seconds)
 
     def render(self, counters: dict[str, float], ready: bool) -> bytes:
         """Return all counters and those of the engine, as text."""

@@ -1,7 +1,8 @@
 """The engine in a child process, which may die and is born again, while the server stays up and says so.
 
 Both ends hold one socket and nothing else: the child's death ends the stream, which fails all tasks at once, and the
-server's death ends the child. Tasks are numbered messages on that socket (``wire.py``).
+server's death ends the child. Tasks are numbered messages on that socket (``wire.py``). A child that lives but hangs is
+killed: it is asked for a beat again and again, which its engine gives between two steps.
 """
 
 import asyncio
@@ -25,6 +26,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
 """Seconds before a dead child is started again, doubled each time."""
 _HEALTHY = 60.0
 """Seconds after which a child's death counts as the first again."""
+_PARTS = 12
+"""In which a beat is waited for: time in which this process stands still too (Ctrl-Z, a paused container) costs one."""
+_WORKER = ("-m", "rhea.serving.worker")
 _DIED = "the engine broke down while it worked on this: try again"
 _STARTING = "the engine broke down and is being started again: try again in a few seconds"
 
@@ -32,7 +36,9 @@ _STARTING = "the engine broke down and is being started again: try again in a fe
 class ProcessBackend:
     """A ``Backend`` while its ``async with`` block runs."""
 
-    def __init__(self, model: ModelChoice, *, bounds: Bounds | None = None) -> None:
+    def __init__(self, model: ModelChoice, *, bounds: Bounds | None = None, hang_seconds: float = 120.0) -> None:
+        """``hang_seconds``: how long the engine may be at one step, or at the pixels of one picture or film, before the
+        child counts as hung. Loading the model is not counted."""
         self._choice, self._bounds = to_dict(model), to_dict(bounds or Bounds())
         self._child: asyncio.subprocess.Process | None = None
         self._reader: asyncio.StreamReader | None = None
@@ -42,7 +48,8 @@ class ProcessBackend:
         self._numbers = itertools.count()
         self._inboxes: dict[int, asyncio.Queue[dict[str, Any]]] = {}
         self._keeper: asyncio.Task[None] | None = None
-        self.restarts = 0
+        self.hang_seconds = hang_seconds
+        self.restarts = self.hangs = 0
 
     async def __aenter__(self) -> "ProcessBackend":
         """Start the child and wait until its model is loaded; InputError if it can't be."""
@@ -83,12 +90,16 @@ class ProcessBackend:
                 yield reply["event"]
 
     async def counters(self) -> dict[str, float]:
-        """Return what the child counts, and how often it was started again."""
+        """Return what the child counts, and how often it hung and was started again."""
         found: dict[str, float] = {}
         with contextlib.suppress(BackendDiedError, TimeoutError):
-            async with asyncio.timeout(5), contextlib.aclosing(self._call({"kind": "counters"})) as replies:
-                found = (await anext(replies))["counters"]
-        return {**found, "restarts": self.restarts}
+            async with asyncio.timeout(5):
+                found = (await self._ask("counters"))["counters"]
+        return {**found, "restarts": self.restarts, "hangs": self.hangs}
+
+    async def _ask(self, kind: str) -> dict[str, Any]:
+        async with contextlib.aclosing(self._call({"kind": kind})) as replies:
+            return await anext(replies)
 
     async def _call(self, message: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Send a message and yield the replies to it; who leaves before their end cancels."""
@@ -121,8 +132,7 @@ class ProcessBackend:
         with theirs:
             self._child = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
-                "rhea.serving.worker",
+                *_WORKER,
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
@@ -139,14 +149,19 @@ class ProcessBackend:
         self._info, self._ready = message["info"], True
 
     async def _keep(self) -> None:
-        """Hand out what the child says; when it is gone, start another one."""
+        """Hand out what the child says; when it is gone or hangs, start another one."""
         pause = _FIRST_PAUSE
         while True:
             born = time.monotonic()
             try:
-                await self._hand_out()
-            except (asyncio.IncompleteReadError, ConnectionError, BrokenStreamError) as error:
-                logger.error("the engine's process died (%s); starting another", type(error).__name__)
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(self._hand_out())
+                    both.create_task(self._watch())
+            except* _HungError:
+                self.hangs += 1
+                logger.error("the engine has not moved for %g seconds; starting another", self.hang_seconds)
+            except* (asyncio.IncompleteReadError, ConnectionError, BrokenStreamError) as errors:
+                logger.error("the engine's process died (%s); starting another", type(errors.exceptions[0]).__name__)
             await self._end()
             pause = _FIRST_PAUSE if time.monotonic() - born > _HEALTHY else min(2 * pause, _LONGEST_PAUSE)
             while not self._ready:
@@ -166,6 +181,20 @@ class ProcessBackend:
             if (inbox := self._inboxes.get(message["number"])) is not None:
                 inbox.put_nowait(message)
 
+    async def _watch(self) -> None:
+        """Raise _HungError when the child leaves a beat unanswered for ``hang_seconds``."""
+        while True:
+            beat = asyncio.create_task(self._ask("beat"))
+            try:
+                for _ in range(_PARTS):
+                    await asyncio.sleep(self.hang_seconds / _PARTS)
+                    if beat.done():
+                        break
+                else:
+                    raise _HungError
+            finally:
+                beat.cancel()
+
     async def _end(self) -> None:
         """Fail all tasks and make sure that the child is gone."""
         self._ready = False
@@ -179,3 +208,7 @@ class ProcessBackend:
                 self._child.kill()
             await self._child.wait()
             self._child = None
+
+
+class _HungError(RuntimeError):
+    """The child lives, but does not move."""

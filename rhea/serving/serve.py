@@ -40,6 +40,7 @@ class Listening:
     max_tokens: int = 65_536
     deadline: float = 600.0
     drain: float = 30.0
+    hang_seconds: float = 120.0
     films: Path = Path("films")
     allow_host: tuple[str, ...] = ()
 
@@ -60,7 +61,7 @@ class Listening:
             )
         if not 0 <= self.port < 65536:
             raise InputError(f"--port {self.port}: a port is a number from 0 to 65535")
-        for name in ("slots", "max_requests", "max_tokens", "deadline", "drain"):
+        for name in ("slots", "max_requests", "max_tokens", "deadline", "drain", "hang_seconds"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be a positive number")
 
@@ -80,7 +81,8 @@ def serve(
         signal.signal(name, lambda *_: None)
     bounds = Bounds(max_requests=options.max_requests, max_tokens=options.max_tokens)
     with bound(options) as port:
-        asyncio.run(_serve(ProcessBackend(model, bounds=bounds), options, port, say, mount))
+        backend = ProcessBackend(model, bounds=bounds, hang_seconds=options.hang_seconds)
+        asyncio.run(_serve(backend, options, port, say, mount))
 
 
 async def _serve(
@@ -153,7 +155,9 @@ async def running(app: FastAPI, options: Listening, port: socket.socket | None =
 async def filming(app: FastAPI, options: Listening) -> AsyncIterator[None]:
     """Take orders for films while the block runs; they are kept in a folder that one server uses at a time."""
     service, jobs = app.state.service, JobStore(options.films)
-    router = videos_router(service.backend, service.guard, jobs, deadline_seconds=options.deadline)
+    router = videos_router(
+        service.backend, service.guard, jobs, deadline_seconds=options.deadline, metrics=service.metrics
+    )
     app.include_router(router)
     await router.start()
     try:

@@ -11,7 +11,8 @@ continue waits as the file that came, which is a hundredth of its pixels.
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -26,6 +27,7 @@ from rhea.serving.backend import Backend, Done, Draw, Extend, Partial, Sampling,
 from rhea.serving.errors import ApiError, api_error
 from rhea.serving.images import fresh_seed, sampling_of, wanted_size
 from rhea.serving.jobs import Job, JobStore
+from rhea.serving.metrics import Metrics
 from rhea.serving.schemas import Scale, Seed, Size
 from rhea.serving.service import Guard
 
@@ -85,7 +87,7 @@ class VideosRouter(APIRouter):
 
     async def start(self) -> None:
         """Mark what a former server left unfinished as failed."""
-        await self._jobs.recover()
+        self._runner.metrics.films.labels("failed").inc(await self._jobs.recover())
 
     async def stop(self, seconds: float = 0.0) -> None:
         """Take no more orders, let jobs finish for so many ``seconds``, and mark the others as failed."""
@@ -100,9 +102,13 @@ def videos_router(
     running: int = 2,
     waiting: int = 16,
     deadline_seconds: float = 600.0,
+    metrics: Metrics | None = None,
 ) -> VideosRouter:
-    """Return the endpoints: ``running`` jobs are worked on at once, each so long at most, and ``waiting`` more wait."""
-    runner = _Runner(backend, jobs, running, waiting, deadline_seconds)
+    """Return the endpoints: ``running`` jobs are worked on at once, each so long at most, and ``waiting`` more wait.
+
+    ``metrics`` are those of the app, where jobs are to be counted.
+    """
+    runner = _Runner(backend, jobs, metrics or Metrics(), running, waiting, deadline_seconds)
     routes = VideosRouter(jobs, runner)
 
     async def order(request: Request) -> JSONResponse:
@@ -253,8 +259,10 @@ async def _drawn(
 class _Runner:
     """Works on jobs, a few at a time."""
 
-    def __init__(self, backend: Backend, jobs: JobStore, running: int, waiting: int, deadline_seconds: float) -> None:
-        self._backend, self._jobs, self._deadline = backend, jobs, deadline_seconds
+    def __init__(
+        self, backend: Backend, jobs: JobStore, metrics: Metrics, running: int, waiting: int, deadline_seconds: float
+    ) -> None:
+        self._backend, self._jobs, self.metrics, self._deadline = backend, jobs, metrics, deadline_seconds
         self._turns = asyncio.Semaphore(running)
         self._places = running + waiting
         self._taken = 0
@@ -302,18 +310,31 @@ class _Runner:
 
     async def _work(self, job: Job, prepare: Callable[[], Awaitable[Task]]) -> None:
         try:
-            async with self._turns:
+            async with self._turn():
+                start = time.monotonic()
                 async with asyncio.timeout(self._deadline):
                     done = await self._made(job, await prepare())
-                await self._keep(job, done)
+                await self._keep(job, done, start)
         except asyncio.CancelledError:
             await self._jobs.fail(job.id, "server_stopped", "the server was stopped before this film was finished")
+            self.metrics.films.labels("failed" if self._stopped else "cancelled").inc()
             raise
         except Exception as error:
             told = api_error(error)
             if told.status >= 500:
                 logger.error("%s: %s", job.id, error, exc_info=error if told.status == 500 else None)
             await self._jobs.fail(job.id, told.code, told.message)
+            self.metrics.films.labels("failed").inc()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        with self.metrics.films_waiting.track_inprogress():
+            await self._turns.acquire()
+        try:
+            with self.metrics.films_running.track_inprogress():
+                yield
+        finally:
+            self._turns.release()
 
     async def _made(self, job: Job, task: Task) -> Done:
         await self._jobs.advance(job.id, 0)
@@ -332,12 +353,13 @@ class _Runner:
                     await self._jobs.advance(job.id, min(100 * event.rows_done // event.rows, 99))
         raise AssertionError("a task ends with Done")
 
-    async def _keep(self, job: Job, done: Done) -> None:
+    async def _keep(self, job: Job, done: Done, start: float) -> None:
         assert done.pixels is not None
         assert done.fps is not None
         frames, height, width, _ = done.pixels.shape
         write = functools.partial(write_film, frames=done.pixels, fps=done.fps)
-        await self._jobs.finish(job.id, write, size=f"{width}x{height}", seconds=frames / done.fps)
+        if await self._jobs.finish(job.id, write, size=f"{width}x{height}", seconds=frames / done.fps):
+            self.metrics.film(done.pixels.shape, time.monotonic() - start)
 
 
 async def _known(jobs: JobStore, job_id: str) -> Job:

@@ -50,7 +50,7 @@ class Worker:
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
-        """Take messages: run a task, cancel one, tell the counters."""
+        """Take messages: run a task, cancel one, tell the counters, show that the engine moves."""
         await self._send({"kind": "ready", "info": self._backend.info})
         while True:
             message = await receive(self._reader)
@@ -59,8 +59,8 @@ class Worker:
                 if (task := self._tasks.get(number)) is not None:
                     task.cancel()
                 continue
-            work = self._counters(number) if message["kind"] == "counters" else self._run(number, message)
-            self._tasks[number] = asyncio.create_task(work)
+            kinds = {"run": self._run, "counters": self._counters, "beat": self._beat}
+            self._tasks[number] = asyncio.create_task(kinds[message["kind"]](number, message))
             self._tasks[number].add_done_callback(lambda _, number=number: self._tasks.pop(number, None))  # type: ignore[misc]
 
     async def _run(self, number: int, message: dict[str, Any]) -> None:
@@ -76,8 +76,12 @@ class Worker:
             message_ = str(error) if kind != "died" else "the engine broke down while it worked on this"
             await self._send({"kind": "error", "number": number, "error": kind, "message": message_})
 
-    async def _counters(self, number: int) -> None:
+    async def _counters(self, number: int, _: dict[str, Any]) -> None:
         await self._send({"kind": "counters", "number": number, "counters": await self._backend.counters()})
+
+    async def _beat(self, number: int, _: dict[str, Any]) -> None:
+        await self._backend.pulse()
+        await self._send({"kind": "beat", "number": number})
 
     async def _send(self, message: dict[str, Any]) -> None:
         self._writer.write(pack(message))
@@ -85,25 +89,10 @@ class Worker:
 
 
 async def work(descriptor: int) -> None:
-    """Load the model that the first message names, then serve it."""
-    reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor))
-    message = await receive(reader)
-    choice, bounds = from_dict(ModelChoice, message["model"]), from_dict(Bounds, message["bounds"])
-    try:
-        backend = await asyncio.to_thread(load, choice, bounds)
-    except (InputError, OSError) as error:
-        writer.write(pack({"kind": "refused", "message": str(error)}))
-        await writer.drain()
-        return
-    async with backend:
-        await Worker(backend, reader, writer).serve()
-
-
-def main() -> None:
-    """Serve until the other end of the socket is closed, then leave at once, whatever the engine is at."""
+    """Load the model that the first message names and serve it; at the end leave at once, whatever the engine is at."""
     code = 0
     try:
-        asyncio.run(work(int(sys.argv[1])))
+        await _serve(*await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor)))
     except (asyncio.IncompleteReadError, ConnectionError):
         pass  # the server is gone
     except BrokenStreamError as error:
@@ -113,5 +102,18 @@ def main() -> None:
     os._exit(code)
 
 
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    message = await receive(reader)
+    choice, bounds = from_dict(ModelChoice, message["model"]), from_dict(Bounds, message["bounds"])
+    try:
+        backend = await asyncio.to_thread(load, choice, bounds)
+    except (InputError, OSError) as error:
+        writer.write(pack({"kind": "refused", "message": str(error)}))
+        await writer.drain()
+        return
+    await backend.__aenter__()  # and never left, for that waits for the engine
+    await Worker(backend, reader, writer).serve()
+
+
 if __name__ == "__main__":
-    main()
+    asyncio.run(work(int(sys.argv[1])))

@@ -100,6 +100,7 @@ def test_films_are_ordered_and_fetched(command: Command) -> None:
             job = client.get(f"/v1/videos/{job['id']}").json()
         assert job["status"] == "completed", job
         assert client.get(f"/v1/videos/{job['id']}/content").content[4:8] == b"ftyp"
+        assert 'rhea_films_total{outcome="finished"} 1.0' in client.get("/metrics").text
 
 
 def test_the_death_of_the_engine_is_told_at_once_and_mended(command: Command, tiny: Path) -> None:

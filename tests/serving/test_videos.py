@@ -25,9 +25,11 @@ from rhea.errors import BusyError, InputError
 from rhea.generation.loading import load_model
 from rhea.media import write_film
 from rhea.serving import errors, videos
+from rhea.serving.app import create_app
 from rhea.serving.backend import BackendDiedError, Done, Draw, Event, Extend, Partial, Task
 from rhea.serving.jobs import JobStore
 from rhea.serving.local import LocalBackend
+from rhea.serving.metrics import Metrics
 from rhea.serving.untrusted import MediaGuard
 from rhea.serving.videos import videos_router
 
@@ -54,6 +56,12 @@ class Cinema:
 
     def order(self, **body: Any) -> tuple[int, Any]:
         return self.ask("POST", "/videos", json.dumps(body).encode(), Content_Type="application/json")
+
+    def counted(self, name: str) -> float:
+        """Return what /metrics tells of a name with labels; 0 if nothing."""
+        with urllib.request.urlopen(self.url.removesuffix("v1") + "metrics", timeout=PATIENCE) as answer:
+            told = dict(line.decode().rsplit(" ", 1) for line in answer if not line.startswith(b"#"))
+        return float(told.get(name, 0))
 
     def refuses(self, status: int, code: str, param: str | None, **body: Any) -> None:
         given, answer = self.order(**body)
@@ -97,9 +105,9 @@ def showing(backend: Any, folder: Path, guard: MediaGuard | None = None, **optio
         async with contextlib.AsyncExitStack() as stack:
             if hasattr(backend, "__aenter__"):
                 await stack.enter_async_context(backend)
-            app, jobs = FastAPI(), JobStore(folder)
-            errors.install(app)
-            router = videos_router(backend, guard or MediaGuard(), jobs, **options)
+            app, jobs = create_app(backend), JobStore(folder)
+            metrics = app.state.service.metrics
+            router = videos_router(backend, guard or MediaGuard(), jobs, metrics=metrics, **options)
             app.include_router(router)
             await router.start()
             port = await stack.enter_async_context(listening(app))
@@ -363,6 +371,52 @@ def test_jobs_may_finish_while_a_server_stops(tmp_path: Path) -> None:
         return [job.status for job in (await jobs.list())[0]]
 
     assert asyncio.run(life()) == ["completed"]
+
+
+def test_metrics_tell_of_jobs(tmp_path: Path) -> None:
+    backend = stage(go=False)
+
+    async def broken(task: Task) -> AsyncGenerator[Event, None]:
+        raise BackendDiedError("gone")
+        yield
+
+    def now(cinema: Cinema) -> list[float]:
+        outcomes = (f'rhea_films_total{{outcome="{outcome}"}}' for outcome in ("finished", "failed", "cancelled"))
+        return [cinema.counted(name) for name in ("rhea_films_waiting", "rhea_films_running", *outcomes)]
+
+    with showing(backend, tmp_path, running=1) as cinema:
+        films = cinema.client.videos
+        assert now(cinema) == [0, 0, 0, 0, 0]
+        first, second, third = (films.create(prompt=str(number)) for number in range(3))
+        until(lambda: now(cinema) == [2, 1, 0, 0, 0], "one at a time")
+        films.delete(first.id)
+        films.delete(third.id)
+        until(lambda: now(cinema) == [0, 1, 0, 0, 2], "two are given up, one of them while it waited")
+        backend.go.set()
+        until(lambda: now(cinema) == [0, 0, 1, 0, 2], "one is there")
+        assert cinema.counted('rhea_film_seconds_count{frames="6",size="32x16"}') == 1
+        films.delete(second.id)
+        backend.script = broken
+        films.create(prompt="x")
+        until(lambda: now(cinema) == [0, 0, 1, 1, 2], "one failed; that a finished one is forgotten is no outcome")
+        assert cinema.counted('rhea_film_seconds_count{frames="6",size="32x16"}') == 1
+
+
+def test_metrics_of_films_do_not_grow_with_what_clients_send() -> None:
+    metrics = Metrics()
+    for frames in range(1, 100):
+        metrics.film((frames, 16, 32, 3), 1.0)
+    told = metrics.render({}, True).decode()
+    assert told.count("rhea_film_seconds_count{") == 33
+    assert 'rhea_film_seconds_count{frames="other",size="other"} 67.0' in told
+
+
+def test_what_a_former_server_left_counts_as_failed(tmp_path: Path) -> None:
+    jobs = JobStore(tmp_path)
+    asyncio.run(jobs.create(model="m", prompt="x", size="32x16", seconds=1))
+    jobs.close()
+    with showing(stage(), tmp_path) as cinema:
+        assert cinema.counted('rhea_films_total{outcome="failed"}') == 1
 
 
 # --- orders that are refused ------------------------------------------------------------------------------------------
