@@ -36,7 +36,7 @@ clean:
 	touch $@
 
 .venv/.development: .venv/.package
-	$(PIP) --editable '.[dev,serve,studio,metrics]'
+	$(PIP) --editable '.[dev,serve,studio,metrics,driving]'
 	touch $@
 
 # Not part of it: Ray and what it brings are 300 MB. Its tests skip without.

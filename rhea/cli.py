@@ -246,6 +246,32 @@ def evaluate(what: Annotated[str, Positional, arg(metavar="WHAT")]) -> None:
     raise AssertionError("main hands evaluate over to rhea.cli_evaluate, where each has its own options")
 
 
+def record(
+    world: Positional[Literal["driving"]], output: Path = Path("driving"), films: int = 2000, seed: int = 0
+) -> None:
+    """Record films with their truth as WebDataset shards, to train on; what is recorded already is kept.
+
+    $ rhea record driving --output driving --films 2000
+
+    Args:
+        world: The simulator; driving needs "pip install 'gymnasium[box2d]'".
+        output: Folder of the shards.
+        films: How many, of 32 frames each.
+        seed: Another seed gives other films; the same seed the same.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from rhea.logging import console
+    from rhea.worlds.driving.recording import RecordingConfig, record_driving
+
+    config = RecordingConfig(films=films, seed=seed)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
+        shown = bar.add_task("recording", total=films)
+        shards = record_driving(config, output, lambda done: bar.update(shown, completed=done))
+    _say(f"wrote {films} films in {len(shards)} shards to {output}")
+
+
 def inspect(checkpoint: Annotated[str, Positional, arg(metavar="FOLDER|ID")]) -> None:
     """Say what a checkpoint is: layout, sizes, parameters, vocabulary, what it was trained on.
 
@@ -360,7 +386,21 @@ def studio(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (generate, ask, extend, edit, reconstruct, train, evaluate, inspect, convert, demo, serve, studio)
+    for function in (
+        generate,
+        ask,
+        extend,
+        edit,
+        reconstruct,
+        train,
+        record,
+        evaluate,
+        inspect,
+        convert,
+        demo,
+        serve,
+        studio,
+    )
 }
 _RECIPES = {
     "debug": ("rhea.recipes.debug", "debug"),

@@ -151,6 +151,7 @@ def test_help_teaches_with_examples(run: Callable) -> None:
         "edit",
         "reconstruct",
         "train",
+        "record",
         "evaluate",
         "inspect",
         "convert",

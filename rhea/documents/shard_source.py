@@ -43,6 +43,8 @@ class ShardSourceConfig:
     """Where the .json holds the caption: a text, or a list of which one is drawn each time."""
     unconditional: float = 0.1
     """Share of the captions before what is drawn that are left empty, for classifier-free guidance."""
+    captioned_prediction: float = 0.25
+    """Share of the video predictions that begin with the caption."""
     num_frames: int | None = None
     """Of a film, so many frames in a row; all if None."""
     given_latents: int = 1
@@ -74,14 +76,15 @@ class ShardSource:
             raise InputError(f"{self.shards.name(number)}: {error}") from None
         if task == "captioning":
             return formats.captioning(visual, caption)
-        caption = "" if rng.random() < self.config.unconditional else caption
-        if isinstance(visual, Image):
+        given = self.config.captioned_prediction if task == "prediction" else 1 - self.config.unconditional
+        caption = caption if rng.random() < given else ""
+        if isinstance(visual, Video):
             if task == "prediction":
-                raise InputError(f"{self.shards.name(number)} is a picture; prediction needs films")
-            return formats.text_to_image(caption, visual)
+                return formats.video_prediction(visual, self.config.given_latents, caption)
+            return formats.text_to_video(caption, visual)
         if task == "prediction":
-            return formats.video_prediction(visual, self.config.given_latents, caption)
-        return formats.text_to_video(caption, visual)
+            raise InputError(f"{self.shards.name(number)} is a picture; prediction needs films")
+        return formats.text_to_image(caption, visual)
 
     def _visual(self, rng: np.random.Generator, number: int) -> tuple[Image | Video, range]:
         """Decode a picture, or a window of a film, and tell which frames it shows."""

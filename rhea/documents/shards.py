@@ -56,7 +56,7 @@ class _Sample:
 def find_shards(where: str | Path) -> list[Path]:
     """Return the .tar files of a folder in the order of their names, or the one file that is given."""
     path = Path(where)
-    found = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    found = sorted(path.glob("[!.]*.tar")) if path.is_dir() else [path]  # hidden ones are still being written
     if not found:
         raise InputError(f"no shards in {path}: it should hold .tar files")
     return found

@@ -61,7 +61,7 @@ def test_a_pass_shows_every_picture_with_its_caption(tmp_path: Path) -> None:
 
 
 def test_films_are_shown_in_windows(tmp_path: Path) -> None:
-    config = {"num_frames": 4, "unconditional": 0.0, "given_latents": 2}
+    config = {"num_frames": 4, "unconditional": 0.0, "given_latents": 2, "captioned_prediction": 1.0}
     films_of = source(films(tmp_path), 0.5, 0.2, 0.5, **config)
     documents = [films_of.document(index) for index in range(40)]
     assert {document.task for document in documents} == {"text_to_video", "captioning", "video_prediction"}

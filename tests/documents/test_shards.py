@@ -162,6 +162,7 @@ def test_a_shard_that_shrinks_is_noticed(tmp_path: Path) -> None:
 
 
 def test_no_shards(tmp_path: Path) -> None:
+    (tmp_path / ".p.x1y2.tar").write_bytes(b"still being written")
     with pytest.raises(InputError, match=r"it should hold \.tar files"):
         find_shards(tmp_path)
     for path in (tmp_path / "absent.tar", tmp_path):
