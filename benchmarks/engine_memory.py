@@ -1,9 +1,9 @@
 """Peak memory of a process that draws pictures with the engine, beside its weights and the cache that it reserves.
 
-The 110 M model in bfloat16, eight guided pictures at once, weights packed (as ``rhea.load`` does on CPUs for models
-this small: a second copy of what each forward multiplies with, for speed) and not. Every measurement is a process of
-its own: its peak resident memory over what it held before the model was made, beside the bytes of weights, packed copy
-and cache. The cache is just as long as the pictures need: memory that is reserved and never written is not resident.
+The 110 M model in bfloat16, eight guided pictures at once, weights packed (as ``rhea.load`` does on CPUs) and not. Every
+measurement is a process of its own: its peak resident memory over what it held before the model was made, beside the
+bytes of weights and cache. The cache is just as long as the pictures need: memory that is reserved and never written is
+not resident.
 Usage: python benchmarks/engine_memory.py [--rows 16] [--repeats 3]   (ten minutes on 2 free cores; --small: a minute,
 printed and not recorded)
 """
@@ -55,15 +55,12 @@ def one(packed: bool, window: int | None, rows: int) -> dict[str, int]:
     torch.set_default_dtype(torch.float32)
     model.init_weights(seed=0)
     if packed:
-        model.pack()
+        model.pack(grammar.vocabulary.boundaries, alone=True)
     config = EngineConfig(slots=2 * PICTURES, max_len=len(template.prompt) + template.max_new_tokens, window=window)
     engine = Engine(model, config)
     engine.run(requests)
-    multiplied = sum(weight.numel() for weight in model.layers.parameters() if weight.ndim == 2)
-    multiplied += len(grammar.vocabulary.vision) * model.config.dim
     return {
         "weights": model_bytes(model),
-        "packed_copy": 2 * multiplied if packed else 0,
         "cache": sum(layer.numel() * layer.itemsize for layer in engine.cache.layers),
         "peak": resident("VmHWM") - before,
     }
@@ -79,15 +76,13 @@ def measure(rows: int, repeats: int) -> dict[str, Any]:
             found.append(json.loads(output.splitlines()[-1]))
     results: dict[str, Any] = {"pictures": PICTURES, "codes": rows * WIDTH, "repeats": repeats, "aim": AIM}
     for name, found in runs.items():
-        weights, copy, cache = (found[0][part] for part in ("weights", "packed_copy", "cache"))
+        weights, cache = found[0]["weights"], found[0]["cache"]
         peak = median([each["peak"] for each in found])
         results[name] = {
             "weights_gb": round(weights / 1e9, 3),
-            "packed_copy_gb": round(copy / 1e9, 3),
             "cache_gb": round(cache / 1e9, 3),
             "peak_gb": round(peak / 1e9, 3),
             "peak_over_weights_and_cache": round(peak / (weights + cache), 3),
-            "peak_over_weights_packed_copy_and_cache": round(peak / (weights + copy + cache), 3),
         }
     return results
 

@@ -53,7 +53,8 @@ def build(dtype: torch.dtype) -> tuple[Transformer, Grammar, Any]:
         save_checkpoint(Path(folder) / "hf", checkpoint, layout="hf")
         theirs = transformers.Emu3ForCausalLM.from_pretrained(Path(folder) / "hf", dtype=dtype).eval()
     theirs.generation_config.eos_token_id = None  # every run makes as many tokens
-    return model.pack(), Grammar(Vocabulary(vocabulary), text_tokenizer), theirs
+    known = Vocabulary(vocabulary)
+    return model.pack(known.boundaries, alone=True), Grammar(known, text_tokenizer), theirs
 
 
 def picture(model: Transformer, grammar: Grammar, theirs: Any, new_tokens: int) -> dict[str, Callable[[], Any]]:

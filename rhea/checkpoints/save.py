@@ -60,13 +60,15 @@ def save_checkpoint(
     """Write a checkpoint's models (as they are, any dtype and device), config, text tokenizer and model card.
 
     ``card`` is the text of README.md, by default a short one. An existing folder that is not empty is only replaced
-    with ``overwrite``, and only if it is a checkpoint itself. Quantized weights raise an InputError.
+    with ``overwrite``, and only if it is a checkpoint itself. Quantized or packed weights raise an InputError.
     """
     models = {part: getattr(checkpoint, part) for part in PARTS if getattr(checkpoint, part) is not None}
     for part, model in models.items():
         assert model.config == getattr(checkpoint.config, part), part
         if any(isinstance(module, QuantizedLinear) for module in model.modules()):
             raise InputError("quantized weights are not saved: save the model as it was, and quantize it on loading")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise InputError("a model packed for generation can't be saved: load it by load_checkpoint")
     config = replace(checkpoint.config, **{part: None for part in PARTS if part not in models})  # type: ignore[arg-type]
     outgoing: Outgoing = {
         part: {name: _from_memory(tensor) for name, tensor in model.state_dict().items()}

@@ -10,10 +10,11 @@ from rhea.generation.engine import EngineConfig
 from rhea.generation.model import Rhea
 from rhea.models.device import choose_device
 from rhea.models.quantized import WeightFormat, quantize
+from rhea.tokenizers.vocabulary import Vocabulary
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
 _SMALL = 1_000_000_000
-"""Models under this many parameters run in float32 on CPUs, whatever is stored, and may take twice their memory."""
+"""Models under this many parameters run in float32 on CPUs, whatever is stored."""
 
 
 def load_model(
@@ -49,13 +50,12 @@ def load_model(
         if weights is not None:
             raise InputError(f"weights={weights!r}: this checkpoint has no transformer to quantize")
         return Rhea(checkpoint, tile, engine)
-    small = where.type == "cpu" and sum(p.numel() for p in transformer.parameters()) < _SMALL
-    if small and dtype is None:
+    if where.type == "cpu" and dtype is None and sum(p.numel() for p in transformer.parameters()) < _SMALL:
         transformer.float()
     if weights is not None:
         quantize(transformer, weights)
-    if small:
-        transformer.pack()
+    assert checkpoint.config.vocabulary is not None, "a transformer has one"
+    transformer.pack(Vocabulary(checkpoint.config.vocabulary).boundaries, alone=True)
     return Rhea(checkpoint, tile, engine)
 
 

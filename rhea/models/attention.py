@@ -12,7 +12,7 @@ from rhea.models.attend import attend
 from rhea.models.cache import Cache
 from rhea.models.config import TransformerConfig
 from rhea.models.layers import RMSNorm, Rotary, rotate
-from rhea.models.packed import PackedLinear, Product, can_pack
+from rhea.models.packed import PackedLinear, Product, can_pack, release
 from rhea.models.visibility import Visibility
 
 
@@ -34,10 +34,13 @@ class Attention(nn.Module):
 
         self.packed: tuple[Product, Product] | None = None
 
-    def pack(self) -> None:
-        """Fuse the three input projections, and prepack all, for inference."""
+    def pack(self, *, alone: bool = False) -> None:
+        """Fuse the three input projections, and prepack all, for inference; ``alone``: without the originals."""
+        inward, outward = (self.q_proj, self.k_proj, self.v_proj), (self.o_proj,)
         if can_pack(self.q_proj):
-            self.packed = PackedLinear((self.q_proj, self.k_proj, self.v_proj)), PackedLinear((self.o_proj,))
+            self.packed = PackedLinear(inward), PackedLinear(outward)
+            if alone:
+                release(inward + outward, self.packed)
 
     def forward(
         self, x_BTD: Tensor, rotation: Rotary, visibility: Visibility, cache: Cache | None = None, layer: int = 0

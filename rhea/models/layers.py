@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rhea.models.packed import PackedLinear, Product, can_pack
+from rhea.models.packed import PackedLinear, Product, can_pack, release
 from rhea.models.remake import remade
 
 
@@ -119,10 +119,13 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(ffn_dim, dim, bias=False)
         self.packed: tuple[Product, Product] | None = None
 
-    def pack(self) -> None:
-        """Fuse gate and up, and prepack all, for inference."""
+    def pack(self, *, alone: bool = False) -> None:
+        """Fuse gate and up, and prepack all, for inference; ``alone``: without the originals."""
+        inward, outward = (self.gate_proj, self.up_proj), (self.down_proj,)
         if can_pack(self.gate_proj):
-            self.packed = PackedLinear((self.gate_proj, self.up_proj)), PackedLinear((self.down_proj,))
+            self.packed = PackedLinear(inward), PackedLinear(outward)
+            if alone:
+                release(inward + outward, self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is not None and not torch.is_grad_enabled():

@@ -3,10 +3,12 @@
 A decoding step multiplies every weight by two to sixteen rows, so it should run at the speed of memory. Plain CPU
 matrix products stay far below that; oneDNN with a weight reordered once comes near it. Its kernels for one to three
 rows are slower than the one for four, so fewer rows are padded to four. The packed copy doubles the memory of the
-weights, and is remade by itself when they change. Where packing is unknown (CUDA, other dtypes) nothing changes.
+weights and is remade by itself when they change, unless they are released: then it is the only one, and nothing can be
+trained or saved. Where packing is unknown (CUDA, other dtypes) nothing changes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +48,10 @@ class PackedLinear:
         weights = [linear.weight for linear in self._linears]
         return (weights[0] if len(weights) == 1 else torch.cat(weights))[self._rows].detach()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Pack the weights, if they are not released and changed since."""
+        if self._linears[0].weight.is_meta:
+            return
         stamp = self._stamp()
         if stamp != self._packed_from:
             self._packed_from, self._packed = stamp, None
@@ -55,7 +60,7 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x times the transposed matrix, [..., rows]."""
-        self._refresh()
+        self.refresh()
         if self._packed is None:
             return F.linear(x, self._stacked())
         rows_ND = x.reshape(-1, x.shape[-1])
@@ -64,3 +69,29 @@ class PackedLinear:
             rows_ND = F.pad(rows_ND, (0, 0, 0, _FEWEST_ROWS - count))
         output = torch.ops.mkldnn._linear_pointwise(rows_ND, self._packed, None, "none", [], "")
         return output[:count].view(*x.shape[:-1], output.shape[-1])
+
+
+class PackedHead:
+    """The rows of an output head in packed pieces, so that a caller pays for the pieces that it asks for."""
+
+    def __init__(self, head: nn.Linear, boundaries: Iterable[int] = ()) -> None:
+        """``boundaries``: the rows where pieces meet."""
+        edges = sorted({0, *boundaries, head.out_features})
+        self.pieces = {(start, stop): PackedLinear((head,), start, stop) for start, stop in pairwise(edges)}
+
+    def __call__(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Return x times the transposed rows [start, stop)."""
+        products = [
+            product(x)[..., max(start - first, 0) : stop - first]
+            for (first, last), product in self.pieces.items()
+            if first < stop and start < last
+        ]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def release(linears: Iterable[nn.Linear], products: Iterable[PackedLinear]) -> None:
+    """Pack now and let go of the layers' weights; on the meta device they keep their names and shapes."""
+    for product in products:
+        product.refresh()
+    for linear in linears:
+        linear.weight = nn.Parameter(torch.empty_like(linear.weight, device="meta"), requires_grad=False)

@@ -7,6 +7,7 @@ It serves training and generation alike (an optional cache argument, never a sec
 Shapes: B rows, T tokens, D channels, V vocabulary rows.
 """
 
+from collections.abc import Iterable
 from typing import Self
 
 import torch
@@ -18,7 +19,7 @@ from rhea.models.attention import Attention
 from rhea.models.cache import Cache
 from rhea.models.config import TransformerConfig
 from rhea.models.layers import FeedForward, RMSNorm, Rotary, compute_dtype, rotary
-from rhea.models.packed import PackedLinear, can_pack
+from rhea.models.packed import PackedHead, can_pack, release
 from rhea.models.visibility import Visibility, document_starts, document_visibility
 
 
@@ -52,18 +53,22 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm: RMSNorm | None = RMSNorm(config.dim, config.norm_eps)
         self.lm_head: nn.Linear | None = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self._packed_heads: dict[tuple[int, int | None], PackedLinear] | None = None
+        self._packed_head: PackedHead | None = None
 
-    def pack(self) -> Self:
-        """Prepare for generation on a CPU: fuse and prepack the matrices, at twice their memory; same numbers.
+    def pack(self, boundaries: Iterable[int] = (), *, alone: bool = False) -> Self:
+        """Prepare for generation on a CPU: fuse and prepack the matrices; same numbers. On other devices: nothing.
 
-        Only forwards without gradients use it. Changed weights are noticed and packed anew. On other devices: nothing.
+        ``boundaries`` part the rows of the head into pieces, of which ``logits`` computes those it is asked for. Only
+        forwards without gradients use the packed copies. Changed weights are noticed and packed anew; or ``alone``
+        the copies stay, at no more memory than the originals, which can then no longer be trained, changed or saved.
         """
         for module in self.modules():
             if isinstance(module, Attention | FeedForward):
-                module.pack()
+                module.pack(alone=alone)
         if self.lm_head is not None and can_pack(self.lm_head):
-            self._packed_heads = {}
+            self._packed_head = PackedHead(self.lm_head, boundaries)
+            if alone:
+                release([self.lm_head], self._packed_head.pieces.values())
         return self
 
     def hidden(
@@ -81,6 +86,8 @@ class Transformer(nn.Module):
         ``cache``: the tokens continue its rows and are added to it; not together with documents.
         """
         assert cache is None or document_ids_BT is None, "a cache holds one document per row"
+        if torch.is_grad_enabled() and not token_ids_BT.is_meta and any(weight.is_meta for weight in self.parameters()):
+            raise InputError("this model is packed for generation and can't be trained: load it by load_checkpoint")
         rows, num_tokens = token_ids_BT.shape[:2]
         if cache is not None:
             cached_positions_BT, visibility = cache.begin(num_tokens)
@@ -107,10 +114,8 @@ class Transformer(nn.Module):
         """Return float32 logits [..., V] of the vocabulary rows [start, stop); the states themselves without a head."""
         if self.lm_head is None:
             return x
-        if self._packed_heads is not None and not torch.is_grad_enabled():
-            if (start, stop) not in self._packed_heads:
-                self._packed_heads[start, stop] = PackedLinear((self.lm_head,), start, stop)
-            return self._packed_heads[start, stop](x).float()
+        if self._packed_head is not None and not torch.is_grad_enabled():
+            return self._packed_head(x, start, self.config.vocab_size if stop is None else stop).float()
         return F.linear(x, self.lm_head.weight[start:stop]).float()
 
     def forward(

@@ -53,7 +53,7 @@ def compact_vocabulary(text_size: int, vision_size: int) -> VocabularyConfig:
 
 
 class Vocabulary:
-    """Ranges ``text``, ``special``, ``vision``; the ids ``pad bos eos eol eof image_token image_start image_end``."""
+    """Ranges ``text``, ``special``, ``vision`` and where they meet (``boundaries``); the ids ``pad bos eos eol eof image_token image_start image_end``."""
 
     def __init__(self, config: VocabularyConfig) -> None:
         offsets = [getattr(config, role) for role in _ROLES]
@@ -65,7 +65,7 @@ class Vocabulary:
         self.text = range(0, config.text_size)
         self.special = range(config.text_size, config.text_size + config.num_special)
         self.vision = range(self.special.stop, self.special.stop + config.vision_size)
-        self.size = self.vision.stop
+        self.size, self.boundaries = self.vision.stop, (self.special.start, self.vision.start)
         self.pad, self.bos, self.eos, self.eol, self.eof, self.image_token, self.image_start, self.image_end = (
             config.text_size + offset for offset in offsets
         )

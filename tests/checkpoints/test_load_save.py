@@ -470,3 +470,13 @@ def test_single_file_beside_the_shards_is_not_mixed_in(tmp_path: Path, checkpoin
     write_sharded(tmp_path / "a", tensors, 2)
     save_file({"stale": torch.zeros(1)}, tmp_path / "a" / "model.safetensors")
     assert same_bits(states(load_checkpoint(tmp_path / "a")), states(checkpoint))
+
+
+def test_a_model_packed_for_generation_is_not_saved(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    save_checkpoint(tmp_path / "first", checkpoint)
+    loaded = load_checkpoint(tmp_path / "first")
+    assert loaded.transformer is not None
+    loaded.transformer.pack(alone=True)
+    with pytest.raises(InputError, match="packed for generation"):
+        save_checkpoint(tmp_path / "second", loaded)
+    assert not (tmp_path / "second").exists()

@@ -246,3 +246,23 @@ def test_packed_matrices_in_bfloat16_and_inference_mode() -> None:
     cache = KVCache(SMALL, 2, 8, torch.bfloat16)
     chunks = [model.pack()(piece, cache=cache) for piece in token_ids.split((4, 1, 1), 1)]
     torch.testing.assert_close(torch.cat(chunks, 1), expected, atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
+def test_packed_alone_it_gives_the_same_numbers_and_holds_its_weights_once() -> None:
+    model, token_ids = small_model().eval(), some_tokens(3, 5)
+    states, expected = model.hidden(token_ids), model(token_ids)
+    model.pack((11, 40), alone=True)
+    torch.testing.assert_close(model(token_ids), expected, **CLOSE)
+    for start, stop in ((0, 11), (11, 40), (5, 45), (12, 13), (40, None)):
+        torch.testing.assert_close(model.logits(states, start, stop), expected[..., start:stop], **CLOSE)
+    held = {name for name, parameter in model.named_parameters() if not parameter.is_meta}
+    assert all("norm" in name or name == "embed_tokens.weight" for name in held), held
+    assert sum(parameter.numel() for parameter in model.parameters()) == sum(
+        parameter.numel() for parameter in small_model().parameters()
+    )
+
+
+def test_packed_alone_it_can_not_be_trained() -> None:
+    with pytest.raises(InputError, match="load_checkpoint"):
+        small_model().pack(alone=True)(some_tokens(1, 3))
