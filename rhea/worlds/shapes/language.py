@@ -1,8 +1,9 @@
 """The world in words, English and Chinese: names of objects, captions of pictures and films, and captions read back.
 
 A caption carries what it claims beside its text, so a generated picture or film is graded against the claims and never
-against the text. Claims are unambiguous: an order or a relation is only stated where the centres are
-RELATION_MARGIN pixels apart, and a size is only left out where colour and shape already tell the objects apart.
+against the text. Claims are unambiguous: an order or a relation is only stated where the centres are RELATION_MARGIN
+pixels apart, a half of the picture where the centre is as far from the middle, and a size is only left out where colour
+and shape already tell the objects apart.
 """
 
 import re
@@ -16,10 +17,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from rhea.worlds.shapes.films import Film
-from rhea.worlds.shapes.scene import COLOURS, SHAPES, SIZES, Kind, Scene, ShapeObject, bounding_radius
+from rhea.worlds.shapes.scene import CANVAS, COLOURS, SHAPES, SIZES, Kind, Scene, ShapeObject, bounding_radius
 
 Language = Literal["en", "zh"]
-Style = Literal["plain", "sizeless", "ordered", "related"]
+Style = Literal["plain", "sizeless", "ordered", "related", "placed"]
 
 LINE = 8
 """Height in pixels of what counts as one line when objects are named in reading order."""
@@ -34,6 +35,17 @@ CHINESE = {
 }
 RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
+PLACES = {
+    ("top", "left"): ("at the top left", "左上方"),
+    ("top", "right"): ("at the top right", "右上方"),
+    ("bottom", "left"): ("at the bottom left", "左下方"),
+    ("bottom", "right"): ("at the bottom right", "右下方"),
+    ("top",): ("at the top", "上方"),
+    ("bottom",): ("at the bottom", "下方"),
+    ("left",): ("on the left", "左侧"),
+    ("right",): ("on the right", "右侧"),
+}
+"""Which halves of the picture an object is in, in words."""
 DIRECTIONS = {
     "right": ("to the right", "向右"),
     "down right": ("down and to the right", "向右下"),
@@ -95,6 +107,21 @@ class Relation(NamedTuple):
         return any(offset(a, b, self.word) > margin for a in firsts for b in seconds)
 
 
+class Place(NamedTuple):
+    """The claim that an object is in some halves of the picture, by the words of PLACES."""
+
+    who: Selector
+    words: tuple[str, ...]
+
+    def holds(self, objects: Sequence[ShapeObject], canvas: int = CANVAS) -> bool:
+        """Tell whether it is true of an object that matches."""
+        return any(
+            set(self.words) <= set(_halves(thing, canvas, margin=0.0))
+            for thing in objects
+            if self.who.matches(thing.kind)
+        )
+
+
 class Motion(NamedTuple):
     """The claim that an object sets off in one of the eight DIRECTIONS."""
 
@@ -109,12 +136,15 @@ class Caption:
     text: str
     objects: tuple[Selector, ...]
     relations: tuple[Relation, ...] = ()
+    places: tuple[Place, ...] = ()
     motions: tuple[Motion, ...] = ()
 
-    def satisfied_by(self, objects: Sequence[ShapeObject]) -> bool:
-        """Tell whether a picture's objects are exactly those of the caption, in the relations that it states."""
-        return _one_to_one(self.objects, [thing.kind for thing in objects]) and all(
-            relation.holds(objects) for relation in self.relations
+    def satisfied_by(self, objects: Sequence[ShapeObject], canvas: int = CANVAS) -> bool:
+        """Tell whether a picture's objects are exactly those of the caption, in the places and relations it states."""
+        return (
+            _one_to_one(self.objects, [thing.kind for thing in objects])
+            and all(relation.holds(objects) for relation in self.relations)
+            and all(place.holds(objects, canvas) for place in self.places)
         )
 
 
@@ -156,6 +186,8 @@ def possible_styles(scene: Scene) -> list[Style]:
     styles: list[Style] = ["plain"]
     if len({(kind.colour, kind.shape) for kind in scene.kinds}) == len(scene.kinds):
         styles.append("sizeless")
+    if any(_halves(thing, scene.canvas) for thing in scene.objects):
+        styles.append("placed")
     if len(scene.objects) > 1:
         across = sorted(thing.x for thing in scene.objects)
         if all(b - a > RELATION_MARGIN for a, b in pairwise(across)):
@@ -190,12 +222,23 @@ def caption(rng: np.random.Generator, scene: Scene, language: Language, style: S
         text = _related(rng, who, relations[0], language)
     else:
         text = _plain(rng, who, language)
-    return Caption(text=finish(rng, text, language), objects=who, relations=relations)
+    places = tuple(Place(one, _halves(thing, scene.canvas)) for one, thing in zip(who, things, strict=True))
+    if style == "placed":
+        text = _placed(places, language)
+    claimed = tuple(place for place in places if place.words) if style == "placed" else ()
+    return Caption(text=finish(rng, text, language), objects=who, relations=relations, places=claimed)
 
 
 def _reading_order(thing: ShapeObject) -> tuple[int, float]:
     """Sort objects by the row of pixels, LINE high, in which they begin, then from left to right."""
     return int((thing.y - bounding_radius(thing.kind)) // LINE), thing.x
+
+
+def _halves(thing: ShapeObject, canvas: int, margin: float = RELATION_MARGIN) -> tuple[str, ...]:
+    """Name the halves of the picture in which an object is by more than ``margin`` pixels."""
+    right, down = thing.x - canvas / 2, thing.y - canvas / 2
+    words = ("bottom" if down > 0 else "top", abs(down)), ("right" if right > 0 else "left", abs(right))
+    return tuple(word for word, distance in words if distance > margin)
 
 
 def _relations(scene: Scene) -> list[Relation]:
@@ -221,6 +264,17 @@ def _ordered(rng: np.random.Generator, who: Sequence[Selector], language: Langua
     if language == "zh":
         return pick(rng, ("从左到右：", "从左到右依次是")) + things
     return pick(rng, (f"from left to right: {things}", f"{things}, from left to right"))
+
+
+def _placed(places: Sequence[Place], language: Language) -> str:
+    parts = []
+    for who, words in places:
+        thing, where = who.indefinite(language), PLACES[words][language == "zh"] if words else ""
+        if language == "zh":
+            parts.append(f"{where}有{thing}" if where else f"有{thing}")
+        else:
+            parts.append(f"{thing} {where}".rstrip())
+    return "，".join(parts) if language == "zh" else join(parts, language)
 
 
 def _related(rng: np.random.Generator, who: Sequence[Selector], relation: Relation, language: Language) -> str:
