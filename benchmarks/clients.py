@@ -230,18 +230,20 @@ async def visit(api: openai.AsyncOpenAI, wished: Iterable[Wish], tell: Callable[
 
 async def differing(
     api: openai.AsyncOpenAI, outcomes: Iterable[Outcome], tell: Callable[[Outcome], None] = lambda _: None
-) -> list[Wish]:
-    """Fulfil each answered wish alone; return those of which any answer was another one."""
-    answers: dict[Wish, set[str]] = defaultdict(set)
+) -> list[str]:
+    """Fulfil each answered wish alone; say of which any answer was another one."""
+    answers: dict[Wish, list[str]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.result is not None:
-            answers[outcome.wish].add(outcome.result)
+            answers[outcome.wish].append(outcome.result)
     found = []
     for wish in sorted(answers):
-        alone = await fulfil(api, wish)
+        while (alone := await fulfil(api, wish)).status == "429":  # of who has left, something may still be under way
+            await asyncio.sleep(alone.wait)
         tell(alone)
-        if answers[wish] != {alone.result}:
-            found.append(wish)
+        if others := sum(answer != alone.result for answer in answers[wish]):
+            said = f"{others} of {len(answers[wish])} answers are others than alone"
+            found.append(f"{wish.kind} {wish.number}: {alone.defect or said}")
     return found
 
 

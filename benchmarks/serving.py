@@ -295,7 +295,7 @@ async def laden(server: Server, clients: int, seconds: float, numbers: int) -> d
         },
         "longest_seconds": round(max(outcome.seconds for outcome in outcomes), 1),
         "defects": [f"{each.wish.kind} {each.wish.number}: {each.defect}" for each in outcomes if each.defect][:20],
-        "compared_with_the_same_alone": {"distinct": distinct, "different": [str(wish) for wish in others]},
+        "compared_with_the_same_alone": {"distinct": distinct, "different": others},
         "memory": {name: flatness(samples, name, seconds / 4) for name in server.parts},
     }
 
@@ -324,8 +324,7 @@ def load(clients: int, seconds: float, quick: bool) -> dict[str, Any]:
 
 def broken(found: dict[str, Any]) -> list[str]:
     """Return which of the musts a load has broken."""
-    wrong = list(found["defects"])
-    wrong += [f"{name}: another answer than alone" for name in found["compared_with_the_same_alone"]["different"]]
+    wrong = [*found["defects"], *found["compared_with_the_same_alone"]["different"]]
     for name, used in found["memory"].items():
         if used["mib_at_the_end_of_the_load"] > FLAT * used["mib_after_warm_up"]:
             wrong.append(f"the memory of the {name} grew: {used}")
