@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -55,6 +56,8 @@ def reconstruction(
     page: Path | None = None,
     keep: Annotated[Path | None, arg(metavar="FOLDER")] = None,
     max_frames: Annotated[int | None, arg(metavar="N")] = None,
+    lpips_weights: Annotated[Path | None, arg(metavar="FILE")] = None,
+    fid_weights: Annotated[Path | None, arg(metavar="FILE")] = None,
     shard: Shard = None,
     model: ModelOptions = MODEL,
 ) -> None:
@@ -68,15 +71,21 @@ def reconstruction(
         page: Write a page (.html) of the best, typical and worst pairs.
         keep: Keep the pictures that come back there, and beside them what they are compared with.
         max_frames: Read no more of a film.
+        lpips_weights: Also measure LPIPS, by this safetensors file; docs/evaluation.md tells how to get it.
+        fid_weights: Also measure rFID of what --keep keeps, by Inception from this safetensors file.
         shard: Measure only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
     """
+    from rhea.evaluation import scores
     from rhea.evaluation.reconstruction import ReconstructionConfig, ReconstructionTask, pairs_page
     from rhea.io import atomic_file
 
     _check_report(output)
     loaded = _load(model)
     config = ReconstructionConfig(folder=folder, keep=keep, max_frames=max_frames)
-    task = ReconstructionTask(loaded, config)
+    device = next(loaded.prompts.codec.model.parameters()).device
+    distances = dict([scores.lpips(lpips_weights, device)]) if lpips_weights is not None else {}
+    fid = partial(scores.fid, weights=fid_weights, device=device) if fid_weights is not None else None
+    task = ReconstructionTask(loaded, config, distances=distances, fid=fid)
     report = _run(task, loaded, output, shard)
     if report is not None and page is not None:
         with atomic_file(page) as temporary:
@@ -125,8 +134,53 @@ def prompts(
     say(f"{output} holds {len(order.wanted)} files when all parts are done: drew {drawn} now")
 
 
+def pictures(
+    folder: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    reference: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    fid_weights: Annotated[Path | None, arg(metavar="FILE")] = None,
+    clip: Annotated[str | None, arg(metavar="FOLDER|ID")] = None,
+    suite: Literal["geneval", "t2i-compbench"] | None = None,
+    prompts: Annotated[Path | None, arg(metavar="FILE")] = None,
+    output: Path | None = None,
+    device: str = "cpu",
+) -> None:
+    """Score pictures that are drawn already: FID against a folder of true ones, CLIP score against their prompts.
+
+    $ rhea evaluate pictures drawn --reference photos --fid-weights inception.safetensors
+
+    Args:
+        folder: The pictures; for the CLIP score as "rhea evaluate prompts" drew them.
+        reference: True pictures.
+        fid_weights: Inception as a safetensors file; docs/evaluation.md tells how to get it.
+        clip: A CLIP in transformers' layout.
+        suite: Whose prompts were drawn.
+        prompts: The suite's prompt file.
+        output: Also write the report there, as JSON.
+        device: cpu or cuda.
+    """
+    from rhea.evaluation.report import table
+    from rhea.evaluation.scores import score_folder
+    from rhea.io import write_json
+    from rhea.logging import console
+
+    _check_report(output)
+    report = score_folder(
+        folder,
+        reference=reference,
+        fid_weights=fid_weights,
+        clip=clip,
+        suite=suite,
+        prompts=prompts,
+        device=device,
+    )
+    console().print(table(report))
+    if output is not None:
+        write_json(output, report.to_json())
+        say(f"wrote {output}")
+
+
 EVALUATIONS: dict[str, Callable[..., None]] = {
-    function.__name__: function for function in (shapes, reconstruction, prompts)
+    function.__name__: function for function in (shapes, reconstruction, prompts, pictures)
 }
 
 

@@ -52,8 +52,17 @@ class ReconstructionTask:
 
     name, batch = "reconstruction", 16
 
-    def __init__(self, model: Rhea, config: ReconstructionConfig, distances: dict[str, Distance] | None = None) -> None:
-        """``distances``: further measures by name, e.g. {"LPIPS": ...}."""
+    def __init__(
+        self,
+        model: Rhea,
+        config: ReconstructionConfig,
+        *,
+        distances: dict[str, Distance] | None = None,
+        fid: Callable[[Path, Path], float] | None = None,
+    ) -> None:
+        """``distances``: further measures by name, e.g. {"LPIPS": ...}. ``fid``: of two folders, for what is kept."""
+        if fid is not None and config.keep is None:
+            raise InputError("FID is of folders: name one for the pictures with --keep")
         if not config.folder.is_dir():
             raise InputError(f"{config.folder} is not a folder of pictures or films")
         self.files = sorted(each for each in config.folder.rglob("*") if each.suffix.lower() in (*PICTURES, *FILMS))
@@ -61,7 +70,7 @@ class ReconstructionTask:
             raise InputError(
                 f"{config.folder} holds no pictures ({' '.join(PICTURES)}) and no films ({' '.join(FILMS)})"
             )
-        self.codec, self._model, self._config = model.prompts.codec, model, config
+        self.codec, self._model, self._config, self._fid = model.prompts.codec, model, config, fid
         self._measures: dict[str, Distance] = {"PSNR": psnr, "SSIM": ssim(), **(distances or {})}
 
     @property
@@ -73,6 +82,7 @@ class ReconstructionTask:
             "max_frames": self._config.max_frames,
             "measures": list(self._measures),
             "kept": self._config.keep is not None,
+            "fid": self._fid is not None,
         }
 
     def __len__(self) -> int:
@@ -123,6 +133,10 @@ class ReconstructionTask:
                     figures.append(
                         Figure(group=group, name=name, value=float(np.mean(values)), count=len(values), unit=unit)
                     )
+        if self._fid is not None and self._config.keep is not None:
+            value = self._fid(self._config.keep / "before", self._config.keep / "after")
+            count = sum(each.get("kind") == "pictures" for each in records)
+            figures.append(Figure(group="pictures", name="rFID", value=value, count=count, unit=""))
         counts: Counter[str] = Counter()
         for each in records:
             counts.update(each.get("codes", {}))

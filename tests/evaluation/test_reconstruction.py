@@ -106,6 +106,23 @@ def test_the_page_shows_best_and_worst(model: Rhea, folder: Path) -> None:
     assert "broken.png" not in html
 
 
+def test_further_measures(model: Rhea, folder: Path, tmp_path: Path) -> None:
+    def compare(before: Path, after: Path) -> float:
+        return len(list(before.rglob("*.png"))) + 10 * len(list(after.rglob("*.png")))
+
+    with pytest.raises(InputError, match="--keep"):
+        ReconstructionTask(model, ReconstructionConfig(folder=folder), fid=compare)
+    config = ReconstructionConfig(folder=folder, keep=tmp_path / "kept")
+    report = run_task(
+        ReconstructionTask(model, config, distances={"reds": lambda a, b: float(a[0, 0, 0])}, fid=compare), model
+    )
+    assert report is not None
+    assert report.figure("pictures", "rFID").value == 33
+    first = model.prompts.codec.policy.resize(media.read_picture(folder / "a.png"))
+    assert report.records[0]["reds"] == first[0, 0, 0]
+    assert report.figure("films", "reds").count == 1
+
+
 def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rhea.checkpoints.save import save_checkpoint
 

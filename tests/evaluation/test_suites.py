@@ -11,7 +11,9 @@ from tiny_model import tiny_checkpoint
 
 from rhea import cli, media
 from rhea.checkpoints.save import save_checkpoint
+from rhea.cli_evaluate import EVALUATIONS
 from rhea.errors import InputError
+from rhea.evaluation import networks
 from rhea.evaluation.drawing import draw_suite
 from rhea.evaluation.runner import Shard
 from rhea.evaluation.suites import read_order
@@ -141,3 +143,15 @@ def test_the_command(write: Callable, tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["evaluate", "prompts", "geneval", file, "--fps", "3", *options]) == 2
     assert cli.main(["evaluate", "prompts", "t2i-compbench", file, "--fps", "3", *options]) == 2
     assert "--fps are for films" in capsys.readouterr().err
+
+
+def test_the_guides_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^rhea evaluate (\w+)(.*)", guide, re.MULTILINE)
+    assert {name for name, _ in commands} == set(EVALUATIONS)
+    for name, rest in commands:
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", name, "--help"])
+        told = capsys.readouterr().out
+        assert all(option in told for option in re.findall(r"--[\w-]+", rest)), name
+    assert networks.CONVERT in guide
