@@ -20,7 +20,7 @@ from collections.abc import Iterator
 os.environ.update(  # read by Ray when it is imported; what is set already stays
     {
         "RAY_USAGE_STATS_ENABLED": "0",  # it reports to nobody
-        "RAY_AUTH_MODE": "token",  # who can reach its ports, but has no token, runs no code through them
+        "RAY_AUTH_MODE": "token",  # its ports are open to the network, and would run anybody's code
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",  # replicas are no background work
     }
@@ -152,13 +152,7 @@ def main(
 def ray_serve(host: str, port: int, cpus: int) -> Iterator[None]:
     """Run Ray on this machine, with a proxy that listens, while the block runs; what is under way then may finish."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECT_BYTES)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # again: Ray has taken it for itself
     try:
         serve.start(ProxyLocation.HeadOnly, HTTPOptions(host=host, port=port), logging_config=_QUIET)

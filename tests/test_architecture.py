@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "rhea").rglob("*.py"))
+SOURCES = sorted(path for folder in ("rhea", "examples") for path in (ROOT / folder).rglob("*.py"))
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
