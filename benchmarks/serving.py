@@ -9,7 +9,8 @@
    Eight guided pictures hold all 16 rows of the cache, so a question waits for one to end.
 4. load: clients of every kind (`clients.py`) for --load seconds, more than --max-requests lets in. Every request must
    be answered or refused in order, the memory of server and engine must stay as it is after the first quarter, and
-   each different request is afterwards sent alone: its answer must be the same, byte for byte.
+   each different request is afterwards sent alone: its answer must be the same, byte for byte (films are left out, for
+   their encoder writes the same frames in other bytes now and then).
 The script fails, after recording, if one of the musts is broken.
 
 Usage: python benchmarks/serving.py               (about five minutes on 2 free cores)
