@@ -182,8 +182,8 @@ TEXTS: dict[str, tuple[str, str]] = {
         "{spot}图块的注意力：词 {words}%，先前图块 {codes}%，标记 {rest}%",
     ),
     "place_looked_at": (
-        "The patch in {spot} was looked at most by “{word}”: {most} % of its attention; it gave {codes} % of its own to "
-        "patches up to it",
+        "The patch in {spot} was looked at most by “{word}”: {most} % of its attention; it gave {codes} % of its own "
+        "to patches up to it",
         "{spot}图块最受“{word}”关注：占其注意力的 {most}%；图块自身给此前图块 {codes}%",
     ),
     "place_alone": (

@@ -237,10 +237,12 @@ def test_captions_and_answers_are_corrected_for_the_piece_that_is_taken(tmp_path
     assert list(store.samples()) == [], "what is refused leaves nothing behind"
     keep(CAPTION, "nothing at all")
     keep(1, "grey")
-    (caption,), (nothing, colour) = store.captions(), store.answers()
+    keep(0, "none")
+    (caption,), (nothing, colour, number) = store.captions(), store.answers()
     assert (caption["file"], caption["prompt"], caption["token_ids"]) == ("samples/1.png", "a red circle", [7, 8])
     assert (nothing["file"], nothing["answer"]) == (None, "Rhea")
     assert (colour["file"], colour["turns"], colour["original"]) == ("samples/1.png", [["How many?", "two"]], "red")
+    assert (number["question"], number["turns"], number["original"]) == ("How many?", [], "two")
     shelf.put(Piece(pixels=np.stack([GREY] * 2), fps=8.0, title="film.mp4"))
     keep(CAPTION, "grey, and it stays grey")
     (sample,) = [each for each in store.samples() if each.suffix == ".mp4"]
