@@ -29,7 +29,7 @@ def truth(**more: Any) -> Recording:
     frames = len(more.get("speed", (30.0,) * 8))
     still: dict[str, Any] = {"controls": ((0.0, 0.1, 0.0),) * frames, "speed": (30.0,) * frames}
     still |= {"yaw_rate": (0.0,) * frames, "offset": (0.0,) * frames}
-    return Recording(**({"track_seed": 1, "start": 0, "warm_up": 13, "fps": 12.5} | still | more))
+    return Recording(**({"track_seed": 1, "clockwise": False, "start": 0, "warm_up": 13, "fps": 12.5} | still | more))
 
 
 def shard(folder: Path, *recordings: Recording) -> Path:
@@ -169,10 +169,10 @@ def test_controls_lead_from_frame_to_frame() -> None:
     from rhea.worlds.driving.simulator import Simulator
 
     _, told = record_film(TINY, 0)
-    simulator = Simulator(told.track_seed, TINY.side)
+    simulator = Simulator(told.track_seed, TINY.side, told.clockwise)
     simulator.place(told.start)
     rng = np.random.default_rng([TINY.seed, 0])
-    rng.integers(2**31), rng.integers(len(simulator.track.points)), rng.uniform()
+    rng.integers(2**31), rng.random(), rng.integers(len(simulator.track.points)), rng.uniform()
     driver = Driver(simulator.track, rng, TINY.steps_per_frame / 50, TINY.driver)
     for _ in range(told.warm_up):
         simulator.step(driver.act(simulator.state), TINY.steps_per_frame)
@@ -185,13 +185,31 @@ def test_controls_lead_from_frame_to_frame() -> None:
 
 
 @pytest.mark.usefixtures("gymnasium")
-def test_pictures_show_the_road_under_the_car() -> None:
-    frames, told = record_film(replace(TINY, side=64, num_frames=1, driver=NO_ERRORS), 3)
-    assert abs(told.offset[0]) < 5
-    assert told.speed[0] > 5  # it has set off
-    grey = frames[0][56:60, 36:40].astype(int)  # beside the car, which is in the middle below
-    assert np.ptp(grey, axis=2).max() < 30
-    assert (frames[0][50:56, 30:34, 0].astype(int) - frames[0][50:56, 30:34, 1]).max() > 60  # the car is red
+@pytest.mark.parametrize("clockwise", [False, True])
+def test_the_car_starts_on_the_line_and_faces_the_next_point(clockwise: bool) -> None:
+    from rhea.worlds.driving.simulator import Simulator
+
+    simulator = Simulator(7, 16, clockwise)
+    simulator.place(20)
+    state, points = simulator.state, simulator.track.points
+    np.testing.assert_allclose((state.x, state.y), points[20], atol=1e-3)
+    ahead = points[21] - points[20]
+    assert ahead @ (-math.sin(state.heading), math.cos(state.heading)) > 0.9 * np.hypot(*ahead)
+    simulator.close()
+
+
+@pytest.mark.usefixtures("gymnasium")
+def test_pictures_show_the_car_on_the_road() -> None:
+    from rhea.worlds.driving.simulator import Simulator
+
+    simulator = Simulator(0, 64)
+    simulator.place(40)
+    simulator.step(Controls(0.0, 0.0, 0.0), 60)  # at rest, until the camera has zoomed in
+    frame = simulator.frame().astype(int)
+    simulator.close()
+    assert np.ptp(frame[56:60, 36:40], axis=2).max() < 30  # grey road beside the car, which is in the middle below
+    assert (frame[50:56, 30:34, 0] - frame[50:56, 30:34, 1]).max() > 60  # the car is red
+    assert (frame[:, :4, 1] - frame[:, :4, 0]).max() > 60  # there is grass beside the road
 
 
 @pytest.mark.usefixtures("gymnasium")

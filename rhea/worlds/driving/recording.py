@@ -52,8 +52,10 @@ class Recording:
 
     track_seed: int
     """What CarRacing-v3 makes the track from."""
+    clockwise: bool
+    """Against the direction in which CarRacing starts."""
     start: int
-    """The tile on which the car was placed, at rest, ``warm_up`` controls before the film."""
+    """The tile, counted in the direction of driving, on which it was placed, at rest, ``warm_up`` controls before."""
     warm_up: int
     fps: float
     controls: tuple[tuple[float, float, float], ...]
@@ -74,7 +76,8 @@ def record_film(config: RecordingConfig, number: int) -> tuple[np.ndarray, Recor
     """Drive and return frames uint8 [T, side, side, 3] with their truth."""
     rng = np.random.default_rng([config.seed, number])
     track_seed, seconds = int(rng.integers(2**31)), config.steps_per_frame / STEPS_PER_SECOND
-    simulator = Simulator(track_seed, config.side)
+    clockwise = bool(rng.random() < 0.5)
+    simulator = Simulator(track_seed, config.side, clockwise)
     track = simulator.track
     start, warm_up = int(rng.integers(len(track.points))), int(np.ceil(rng.uniform(*WARM_UP) / seconds))
     simulator.place(start)
@@ -90,10 +93,11 @@ def record_film(config: RecordingConfig, number: int) -> tuple[np.ndarray, Recor
     simulator.close()
     return np.stack(frames), Recording(
         track_seed=track_seed,
+        clockwise=clockwise,
         start=start,
         warm_up=warm_up,
         fps=1 / seconds,
-        controls=tuple(map(tuple, controls)),
+        controls=tuple((held.steer, held.gas, held.brake) for held in controls),
         speed=tuple(round(state.speed, 4) for state in states),
         yaw_rate=tuple(round(state.yaw_rate, 4) for state in states),
         offset=tuple(round(track.offset(state.x, state.y), 4) for state in states),

@@ -22,20 +22,27 @@ _ROAD = (150, 0, 700, 700)
 
 
 class Simulator:
-    """A car at a random place of the track that ``seed`` decides."""
+    """A car on the track that ``seed`` decides."""
 
-    def __init__(self, seed: int, side: int) -> None:
-        """``side`` of the pictures in pixels. Raises InputError where Gymnasium is not installed."""
+    def __init__(self, seed: int, side: int, clockwise: bool = False) -> None:
+        """``side`` of the pictures in pixels. Raises InputError where Gymnasium is not installed.
+
+        CarRacing drives counter-clockwise, so that most curves are to the left; ``clockwise`` drives back.
+        """
         self._environment = _environment(side)
         self._environment.reset(seed=seed)
-        self.track = Track(np.array([point[2:4] for point in self._environment.track]))
+        self._points = [
+            (heading + math.pi * clockwise, x, y)
+            for _, heading, x, y in self._environment.track[:: -1 if clockwise else 1]
+        ]
+        self.track = Track(np.array(self._points)[:, 1:])
 
     def place(self, number: int) -> None:
         """Put the car on point ``number`` of the track, at rest, in the direction of driving."""
         from gymnasium.envs.box2d.car_dynamics import Car
 
         self._environment.car.destroy()
-        self._environment.car = Car(self._environment.world, *self._environment.track[number][1:4])
+        self._environment.car = Car(self._environment.world, *self._points[number])
 
     @property
     def state(self) -> CarState:
