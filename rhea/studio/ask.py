@@ -64,9 +64,9 @@ def build(desk: Desk) -> None:
         show_progress="hidden",
         concurrency_limit=None,
     )
+    forgotten = forget.click(start_anew, [desk.shelf], [chat], cancels=[going], show_progress="hidden")
     with form:
-        correct.build(desk, going)
-    forget.click(start_anew, [desk.shelf], [chat], cancels=[going], show_progress="hidden")
+        correct.build(desk, going, forgotten)
     desk.follow(
         lambda shelf, language: [shelf.shown(language), messages(shelf.chats.get(shelf.chosen, []))], [piece, chat]
     )

@@ -20,8 +20,8 @@ CAPTION = -1
 """Stands for what the piece shows; answers are numbered from 0."""
 
 
-def build(desk: Desk, answered: Any) -> None:
-    """Add the form, which is filled in anew after the event ``answered``; nothing without a store."""
+def build(desk: Desk, *changes: Any) -> None:
+    """Add the form, which is filled in anew after events that change the chat; nothing without a store."""
     store = desk.store
     if store is None:
         return
@@ -49,7 +49,8 @@ def build(desk: Desk, answered: Any) -> None:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     desk.follow(anew, [which, right, said])
-    answered.then(anew, [desk.shelf, desk.language], [which, right, said], **quiet)
+    for change in changes:
+        change.then(anew, [desk.shelf, desk.language], [which, right, said], **quiet)
     which.input(lambda which, shelf: original(shelf, which), [which, desk.shelf], [right], **quiet)
     button.click(keep, [which, right, annotator, desk.shelf, desk.language], [said], **quiet)
 

@@ -340,7 +340,8 @@ def test_two_annotators_compare_and_export(visitor: Visitor, desktop: Any, url: 
 def test_films_are_created_looked_into_and_compared(visitor: Visitor, store: Store) -> None:
     page = visitor.page
     page.locator("#kind").get_by_text("Film").click()
-    page.wait_for_function("document.querySelector('#guidance input[type=number]').value === '1'")
+    page.get_by_role("button", name="More settings").click()
+    page.wait_for_function("document.querySelector('#guidance input[type=number]')?.value === '1'")
     visitor.draw("a green star moving down")
     page.wait_for_function("document.querySelector('#create-board video').readyState > 1")
     visitor.tab("Look inside")
