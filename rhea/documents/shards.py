@@ -45,7 +45,7 @@ class _Sample:
     key: str
     visual: _Member | None = None
     record: _Member | None = None
-    others: set[str] = field(default_factory=set)
+    suffixes: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -175,9 +175,9 @@ def _index(path: Path) -> list[_Sample]:
 
 
 def _add(sample: _Sample, member: _Member) -> None:
-    if member.suffix in sample.others:
+    if member.suffix in sample.suffixes:
         raise InputError(f"{sample.name} has two {member.suffix!a}")
-    sample.others.add(member.suffix)
+    sample.suffixes.add(member.suffix)
     if member.suffix == ".json":
         sample.record = member
     elif member.suffix in VISUAL_SUFFIXES:
