@@ -21,7 +21,7 @@ from rhea.serving.errors import ApiError
 from rhea.serving.limits import ServerSettings
 from rhea.serving.serve import Listening, bound, running
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds that a test waits for what must come; never a measure of speed."""
 
 
