@@ -24,7 +24,7 @@ import rhea
 
 pytest.importorskip("ray.serve", reason="no Ray here: pip install -e '.[ray]'")
 
-PATIENCE = 300.0
+PATIENCE = 600.0
 """Seconds that a test waits for what must come: Ray starts a dozen processes, and other tests run beside this one."""
 LONG = {"prompt": "red", "size": "320x320"}
 KEY = "secret"
