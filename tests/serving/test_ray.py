@@ -58,13 +58,13 @@ class Cluster:
 
     def end(self) -> None:
         """End it and make sure that nothing is left."""
-        left = self.processes()
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(PATIENCE)
-        for process in (*left, self._started):
+        for process in psutil.process_iter():  # where Ray gave up, it may have left some without a parent
             with contextlib.suppress(psutil.Error):
-                process.kill()
+                if process.environ().get("RAY_TMPDIR") == str(self.said.parent):
+                    process.kill()
 
     def _address(self) -> re.Match[str] | None:
         return re.search(r"(?<=is served 2 times at )http://127\.0\.0\.1:\d+", self.said.read_text())
