@@ -15,9 +15,9 @@ from served import FakeBackend, Served, drawn, endless, serving, until
 
 from rhea.errors import BusyError, InputError
 from rhea.serving.backend import BackendDiedError, Event, Task, TextDelta
-from rhea.serving.errors import api_error
+from rhea.serving.errors import ApiError, api_error
 from rhea.serving.limits import ServerSettings
-from rhea.serving.serve import Listening, bound
+from rhea.serving.serve import Listening, bound, guarding
 
 SETTINGS = ServerSettings(api_keys=("first", "second"), max_body_bytes=1000, max_open=3)
 IMPATIENT = replace(SETTINGS, body_seconds=0.3, deadline_seconds=0.3)
@@ -202,6 +202,17 @@ def test_without_a_key_a_local_server_only_answers_to_its_own_names(monkeypatch:
         ):
             assert httpx.get(server.url + "/v1/models", headers={"Host": host}).status_code == status
     assert Listening(api_key=("one",)).settings.hosts == ()
+
+
+def test_media_are_fetched_only_where_hosts_are_named() -> None:
+    async def load(*hosts: str) -> None:
+        async with guarding(Listening(allow_host=hosts)) as guard:
+            await guard.load("https://a.example/a.png")
+
+    for hosts, told in (((), "remote_media_disabled"), (("b.example",), "host_not_allowed")):
+        with pytest.raises(ApiError) as refused:
+            asyncio.run(load(*hosts))
+        assert refused.value.code == told
 
 
 def test_a_port_that_is_taken_is_told() -> None:
