@@ -11,7 +11,7 @@ import gradio as gr
 from rhea.serving.backend import Backend
 from rhea.serving.errors import ApiError
 from rhea.serving.untrusted import MediaGuard
-from rhea.studio import ask, compare, create, edit, extend, look, show
+from rhea.studio import ask, compare, create, edit, extend, gate, look, show
 from rhea.studio.desk import Desk
 from rhea.studio.shelf import PICK, Shelf, read_upload
 from rhea.studio.store import Store
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_UPLOAD = "32mb"
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "sans-serif")
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+_LEFTOVERS = (600, 3600)
+"""How often uploads and exports are looked through, and how old those are that are removed, in seconds."""
 
 
 def create_studio(
@@ -36,7 +38,7 @@ def create_studio(
     uploads.
     """
     wardrobe = Wardrobe()
-    with gr.Blocks(title="Rhea", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="Rhea", analytics_enabled=False, delete_cache=_LEFTOVERS) as blocks:
         with gr.Row():
             gr.Markdown("# Rhea")
             language = wardrobe.wear(gr.Radio(LANGUAGES, value="en", elem_id="language"), label="language")
@@ -77,6 +79,8 @@ def create_studio(
 
 def mount(app: "FastAPI", blocks: gr.Blocks) -> "FastAPI":
     """Let an app carry the page at ``/``; its own routes must be there already, and who may come in is its business."""
+    gate.shut(blocks)
+    app.add_middleware(gate.Gate)
     return gr.mount_gradio_app(
         app,
         blocks,

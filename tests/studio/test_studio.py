@@ -11,6 +11,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import safehttpx
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from gradio import processing_utils
 from tiny_model import tiny_checkpoint
 
 from rhea.errors import BusyError, InputError
@@ -25,7 +29,7 @@ from rhea.studio.correct import CAPTION, choices, keep_correction, original
 from rhea.studio.desk import Desk
 from rhea.studio.grid import render, summary
 from rhea.studio.insight import Look, look_into, prompt_of, touch
-from rhea.studio.page import create_studio
+from rhea.studio.page import create_studio, mount
 from rhea.studio.run import serve_studio
 from rhea.studio.shelf import Piece, Shelf, read_upload
 from rhea.studio.store import Comparison, Sample, Store
@@ -351,6 +355,43 @@ def test_tabs_are_there_for_what_is_there(tiny: Rhea, tmp_path: Path) -> None:
 
 def _is_tab(block: Any) -> bool:
     return type(block).__name__ == "Tab"
+
+
+def test_a_visitor_names_neither_files_of_this_machine_nor_addresses(
+    tiny: Rhea, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rhea.serving.local import LocalBackend
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    fetched: list[str] = []
+
+    async def fetch(url: str, *_: Any, **__: Any) -> None:
+        fetched.append(url)
+        raise OSError
+
+    monkeypatch.setattr(processing_utils.sh, "get", fetch)
+    monkeypatch.setattr(safehttpx, "async_validate_url", fetch)
+    (tmp_path / "secret.txt").write_text("secret")
+    blocks = create_studio(LocalBackend(tiny))
+    direct = next(number for number, each in blocks.fns.items() if each.name == "guidance")  # any that needs no queue
+    with TestClient(mount(FastAPI(), blocks)) as client:
+
+        def name(path: str) -> None:
+            given = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            body = {"data": [given], "fn_index": direct, "session_hash": "x"}
+            assert client.post("/gradio_api/run/predict", json=body).status_code != 200
+
+        name(str(tmp_path / "secret.txt"))
+        name("https://evil.example/a.png")
+        uploaded = client.post("/gradio_api/upload", files={"files": ("a.txt", b"mine")}).json()[0]
+        name(uploaded)
+        assert client.get(f"/gradio_api/file={uploaded}").content == b"mine"
+        for path in ("file=https://evil.example/a.png", "file=HTTP://evil.example", "proxy=https://evil.example"):
+            assert client.get(f"/gradio_api/{path}").status_code == 404
+        assert client.post("/gradio_api/process_recording", files={"video": b"x"}).status_code == 404
+        assert [each.read_text() for each in (tmp_path / "uploads").rglob("*.txt")] == ["mine"]
+    assert not list((tmp_path / "uploads").rglob("*.txt")), "nothing is left when it closes"
+    assert fetched == []
 
 
 def test_page_and_api_share_a_door(tiny: Rhea, tmp_path: Path) -> None:
