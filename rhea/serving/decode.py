@@ -70,7 +70,8 @@ def main() -> None:
     """Fork a child for every socket that comes over standard input, until that is closed."""
     control = socket.socket(fileno=os.dup(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the children
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the server ends us when it is done
+    for name in (signal.SIGINT, signal.SIGTERM):  # they go to all processes; the server ends us when it is done
+        signal.signal(name, signal.SIG_IGN)
     while True:
         data, handles, _, _ = socket.recv_fds(control, 1, 1)
         if not data:

@@ -74,11 +74,9 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then take nothing new and finish what is under way, for ``drain`` seconds at most.
 
-    ``mount`` may put more on the app. ``say`` is told the address once requests are taken.
+    ``mount`` may put more on the app. ``say`` is told the address once requests are taken. Until then signals end it.
     """
     options.check()
-    for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again after it has stopped
-        signal.signal(name, lambda *_: None)
     bounds = Bounds(max_requests=options.max_requests, max_tokens=options.max_tokens)
     with bound(options) as port:
         backend = ProcessBackend(model, bounds=bounds, hang_seconds=options.hang_seconds)
@@ -94,6 +92,8 @@ async def _serve(
 ) -> None:
     async with backend, guarding(options) as guard:
         app = create_app(backend, options.settings, guard)
+        for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again after it has stopped
+            signal.signal(name, lambda *_: None)
         async with filming(app, options), running(mount(app) if mount else app, options, port) as server:
             say(_welcome(server, options, backend.info.name))
             await server.wait()

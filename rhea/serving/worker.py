@@ -1,11 +1,13 @@
 """The engine's own process: ``python -m rhea.serving.worker FD`` answers the messages of ``process.py`` on a socket.
 
 It lives as long as the socket: when the server is gone, however that came, the stream ends and so does this process.
+SIGTERM goes to all processes of a service at once; here it is passed over, for the server first lets them finish.
 """
 
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from typing import Any
@@ -91,6 +93,7 @@ class Worker:
 async def work(descriptor: int) -> None:
     """Load the model that the first message names and serve it; at the end leave at once, whatever the engine is at."""
     code = 0
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         await _serve(*await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor)))
     except (asyncio.IncompleteReadError, ConnectionError):

@@ -72,6 +72,12 @@ def _command(process: psutil.Process) -> list[str]:
     return []
 
 
+def _is_zombie(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 @pytest.fixture(scope="module")
 def command(tiny: Path) -> Iterator[Command]:
     command = Command(tiny)
@@ -128,12 +134,27 @@ def test_the_death_of_the_engine_is_told_at_once_and_mended(command: Command, ti
     assert "rhea_engine_restarts 1.0" in httpx.get(command.url + "/metrics").text
 
 
-def test_sigterm_lets_it_finish_and_leaves_nothing_behind(command: Command) -> None:
+def test_sigterm_while_it_loads_ends_it_at_once(tiny: Path) -> None:
+    command = [str(Path(sys.executable).with_name("rhea")), "serve", str(tiny), "--port", "0"]
+    process = subprocess.Popen([*command, "--films", str(tiny.parent / "others")], stderr=subprocess.DEVNULL)
+    try:
+        (engine,) = until(psutil.Process(process.pid).children, "the engine's process, which loads")
+        process.terminate()
+        assert process.wait(PATIENCE) == -signal.SIGTERM
+        until(lambda: not engine.is_running() or _is_zombie(engine), "the engine's process is gone")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_to_all_lets_it_finish_and_leaves_nothing_behind(command: Command) -> None:
     engine = command.engine
     assert engine is not None
     with command.client() as client:
         events = stream(client)
         assert next(events).partial_image_index == 0
+        for process in psutil.Process(command.process.pid).children(recursive=True):
+            process.terminate()  # as systemd does
         command.process.send_signal(signal.SIGTERM)
         assert [event.type for event in events][-1] == "image_generation.completed"
     assert command.process.wait(PATIENCE) == 0
