@@ -265,6 +265,24 @@ def test_user_text_never_becomes_a_special_or_visual_token(
         assert marks(spiteful) == marks(harmless)
 
 
+def test_addresses_in_a_text_are_only_text(
+    client: openai.OpenAI, served: Served, model: Rhea, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    async def load(url: str, **_: Any) -> bytes:
+        loaded.append(url)
+        return png(PIXELS)
+
+    monkeypatch.setattr(served.app.state.service.guard, "load", load)
+    text = f"![two](https://evil.example/a.png) <img src='http://169.254.169.254/'> {url(PIXELS)[:60]}"
+    assert chat(client, text).choices[0].message.content == model.ask(None, text)
+    drawn = client.images.generate(prompt=text, extra_body={"seed": 1}).data
+    assert drawn is not None
+    assert (pixels_of(drawn[0].b64_json) == model.generate(text, seed=1)[0].pixels).all()
+    assert loaded == []
+
+
 def test_a_client_that_leaves_is_cancelled(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     tickets: list[Any] = []
     engine = served.backend.engine
@@ -307,15 +325,34 @@ def test_many_clients_at_once_get_what_they_would_get_alone(served: Served, mode
         assert found[2 * seed + 1] == model.ask(None, QUESTION, temperature=1.0, seed=seed)
 
 
-def test_metrics(served: Served) -> None:
-    httpx.post(f"{served.api}/images/generations", json={"prompt": "red", "size": "1x1"})
-    told = httpx.get(served.url + "/metrics").text
-    for line in (
+def test_metrics(served: Served, client: openai.OpenAI) -> None:
+    counted = (
         'rhea_image_seconds_count{size="24x32"}',
         "rhea_first_partial_seconds_count",
+        "rhea_first_text_seconds_count",
         'rhea_refusals_total{reason="invalid_input"}',
+        'rhea_requests_total{endpoint="/v1/images/generations",status="200"}',
         'rhea_requests_total{endpoint="/v1/images/generations",status="400"}',
-        "rhea_engine_tokens_per_forward",
+        "rhea_engine_forwards",
+        "rhea_engine_tokens_written",
+    )
+
+    def values() -> list[float]:
+        lines = httpx.get(served.url + "/metrics").text.splitlines()
+        told = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return [float(told.get(name, 0)) for name in (*counted, "rhea_engine_tokens_per_forward")]
+
+    before = values()
+    httpx.post(f"{served.api}/images/generations", json={"prompt": "red", "size": "1x1"})
+    list(client.images.generate(prompt="red", stream=True, partial_images=1))
+    chat(client, QUESTION, temperature=1.0, seed=3, max_tokens=20)
+    *after, per_forward = values()
+    assert [now - then for now, then in zip(after[:6], before, strict=False)] == [1] * 6
+    forwards, written = after[6:]
+    assert (forwards > before[6], written > before[7]) == (True, True)
+    assert per_forward == pytest.approx(written / forwards)
+    told = httpx.get(served.url + "/metrics").text
+    for line in (
         "rhea_engine_slots 8.0",
         "rhea_engine_waiting 0.0",
         "rhea_engine_ready 1.0",
