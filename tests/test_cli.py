@@ -157,6 +157,7 @@ def test_help_teaches_with_examples(run: Callable) -> None:
         "convert",
         "demo",
         "serve",
+        "studio",
     ):
         assert command in output
         code, told, _ = run(command, "--help", model=False)
@@ -164,6 +165,13 @@ def test_help_teaches_with_examples(run: Callable) -> None:
         assert f"$ rhea {command}" in told
     assert run("--version", model=False)[1].startswith("rhea ")
     assert run("paint", model=False)[0] == 2
+
+
+def test_the_demo_ends_by_naming_the_studio(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rhea.evaluation.demo.build_demo", lambda *_, **__: Path("index.html"))
+    code, _, told = run("demo", "--output", "demo")
+    assert code == 0
+    assert told.split()[-2:] == ["rhea", "studio"]
 
 
 def test_ctrl_c_leaves_nothing_behind(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
