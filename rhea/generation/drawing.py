@@ -14,6 +14,9 @@ from rhea.generation.sampling import SamplingConfig, draw, final_probabilities, 
 from rhea.generation.sequence import Sequence, Window
 from rhea.models.transformer import Transformer
 
+_AT_ONCE = 64
+"""Places drawn together: their logits over all codes are the largest thing that a step allocates."""
+
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
@@ -39,7 +42,8 @@ def draw_windows(
         for place, where in enumerate(drawing.window.places):
             groups.setdefault((where.legal.ranges, request.sampling, request.guided), []).append((number, place))
     tokens, laws, order = [torch.isfinite(states_ND).all(dim=-1).long()], list[Tensor | None](), list[tuple[int, int]]()
-    for (ranges, sampling, guided), members in groups.items():
+    batches = ((key, all_[at : at + _AT_ONCE]) for key, all_ in groups.items() for at in range(0, len(all_), _AT_ONCE))
+    for (ranges, sampling, guided), members in batches:
         ids_V = torch.cat([torch.arange(r.start, r.stop, device=states_ND.device) for r in ranges])
         logits_MV = _logits(model, [(drawings[n], place) for n, place in members], states_ND, ranges, guided)
         by_chance = coupled and sampling.temperature > 0
