@@ -135,6 +135,7 @@ async def running(app: FastAPI, options: Listening, port: socket.socket | None =
     port = port or bound(options)
     config = uvicorn.Config(
         app,
+        http="h11",  # the parser that the extra installs, whatever else is there
         log_level=logging.WARNING,
         timeout_graceful_shutdown=max(round(options.drain), 1),
         timeout_keep_alive=30,
