@@ -53,7 +53,10 @@ def compact_vocabulary(text_size: int, vision_size: int) -> VocabularyConfig:
 
 
 class Vocabulary:
-    """Ranges ``text``, ``special``, ``vision`` and where they meet (``boundaries``); the ids ``pad bos eos eol eof image_token image_start image_end``."""
+    """Ranges ``text``, ``special`` and ``vision``, which meet at ``boundaries``.
+
+    The special ids: ``pad bos eos eol eof image_token image_start image_end``.
+    """
 
     def __init__(self, config: VocabularyConfig) -> None:
         offsets = [getattr(config, role) for role in _ROLES]
