@@ -2,8 +2,8 @@
 
 The 110 M model in bfloat16, eight guided pictures at once, weights packed (as ``rhea.load`` does on CPUs) and not.
 Every measurement is a process of its own: its peak resident memory over what it held before the model was made, beside
-the bytes of weights and cache. The cache is just as long as the pictures need: memory that is reserved and never written is
-not resident.
+the bytes of weights and cache. The cache is just as long as the pictures need: memory that is reserved and never
+written is not resident.
 Usage: python benchmarks/engine_memory.py [--rows 16] [--repeats 3]   (ten minutes on 2 free cores; --small: a minute,
 printed and not recorded)
 """
