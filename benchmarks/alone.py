@@ -26,6 +26,7 @@ from rhea.generation.model import Rhea
 from rhea.serving.backend import Done, Draw, Partial, Sampling
 from rhea.serving.local import LocalBackend
 from rhea.serving.pictures import encoded
+from rhea.serving.worker import leave_a_core
 
 SLOTS = 16
 """Of the cache, as ``rhea serve`` has them."""
@@ -101,6 +102,7 @@ def _tell(told: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    leave_a_core()  # as the server's engine does
     window = int(sys.argv[2]) if len(sys.argv) > 2 else None
     model = load_model(engine=EngineConfig(slots=SLOTS, window=window))
     if sys.argv[1] == "backend":

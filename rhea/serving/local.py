@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
+import torch
+
 from rhea import media
 from rhea.errors import BusyError, InputError
 from rhea.generation.background import BackgroundEngine
@@ -73,6 +75,10 @@ class LocalBackend:
         )
 
     async def __aenter__(self) -> "LocalBackend":
+        threads = torch.get_num_threads()
+        # Each thread has a team of its own: with two whole ones, both wait for cores. Later threads get all again.
+        self._pixels.submit(torch.set_num_threads, max(threads // 2, 1)).result()
+        torch.set_num_threads(threads)
         self._background.__enter__()
         self._open = True
         return self

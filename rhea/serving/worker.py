@@ -12,6 +12,8 @@ import socket
 import sys
 from typing import Any
 
+import torch
+
 from rhea.config import from_dict
 from rhea.errors import BusyError, InputError
 from rhea.generation.engine import EngineConfig
@@ -90,6 +92,15 @@ class Worker:
         await self._writer.drain()
 
 
+def leave_a_core() -> None:
+    """Let the engine compute on all cores but one, unless OMP_NUM_THREADS says on how many.
+
+    Pixels, HTTP and their own teams of threads need one as well: a team that waits for a core waits in every product.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
+
+
 async def work(descriptor: int) -> None:
     """Load the model that the first message names and serve it; at the end leave at once, whatever the engine is at."""
     code = 0
@@ -119,4 +130,5 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 if __name__ == "__main__":
+    leave_a_core()
     asyncio.run(work(int(sys.argv[1])))
