@@ -132,10 +132,20 @@ def vision_rows() -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def stream_rows() -> list[tuple[str, str, str, str]]:
+    """Return what taking requests as they come brings over static batches, and what the engine's peak memory is."""
+    results, memory = load("stream"), load("engine_memory")
+    ours, theirs = (results["sides"][side]["total_seconds"] for side in ("rhea", "transformers, static batches"))
+    told = f"{results['requests']} mixed requests arriving at random, 110 M, bfloat16, CPU"
+    beside = f"transformers' static batches {theirs:.0f} s: {results['times_the_peer']:.1f} x"
+    rows = [(told, f"{ours:.0f} s", beside, "stream")]
+    told = f"peak memory, {memory['pictures']} guided pictures at once, 110 M, bfloat16"
+    figure = f"{memory['packed']['peak_over_weights_and_cache']:.2f} x"
+    return [*rows, (told, figure, "weights and reserved cache", "engine_memory")]
+
+
 def serving_rows() -> list[tuple[str, str, str, str]]:
     """Return what serving adds to the engine's time, how many short answers it gives, and that it bears a crowd."""
-    if not (HERE / "serving.json").exists():  # not recorded yet
-        return []
     results = load("serving")
     times, (few, many) = results["overhead"]["whole picture"], (results["answers"][f"{n} clients"] for n in (1, 32))
     seconds, borne = times["seconds"], results["load"]
@@ -169,6 +179,7 @@ def all_rows() -> list[tuple[str, str, str, str]]:
         + vision_rows()
         + training_rows()
         + memory_rows()
+        + stream_rows()
         + serving_rows()
         + startup_rows()
     )
