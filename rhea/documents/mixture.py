@@ -7,8 +7,8 @@ from a few integers and any part of it can be made again.
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import astuple, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -111,3 +111,16 @@ def _mix(bits: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
+
+
+def task_shares(tasks: Any) -> np.ndarray:
+    """Return the running shares of a dataclass of weights; raise InputError if they are negative or all 0."""
+    weights = np.array(astuple(tasks), dtype=float)
+    if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0:
+        raise InputError(f"task weights must be 0 or more and not all 0, got {tasks}")
+    return np.cumsum(weights) / weights.sum()
+
+
+def draw_task(rng: np.random.Generator, running: np.ndarray) -> int:
+    """Draw a position in proportion to its share."""
+    return int(np.searchsorted(running, rng.random(), side="right"))

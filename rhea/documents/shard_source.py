@@ -6,13 +6,14 @@ function of its own.
 """
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rhea.documents import formats
 from rhea.documents.document import Document, Image, Video
+from rhea.documents.mixture import draw_task, task_shares
 from rhea.documents.shards import Passes, Shards, find_shards
 from rhea.errors import InputError
 
@@ -104,16 +105,3 @@ class ShardSource:
         if not isinstance(options, list) or not options or not all(isinstance(each, str) for each in options):
             raise InputError(f"its .json has no text, and no list of texts, under {self.config.caption!r}")
         return options[int(rng.integers(len(options)))]
-
-
-def task_shares(tasks: Any) -> np.ndarray:
-    """Return the running shares of a dataclass of weights; raise InputError if they are negative or all 0."""
-    weights = np.array(astuple(tasks), dtype=float)
-    if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0:
-        raise InputError(f"task weights must be 0 or more and not all 0, got {tasks}")
-    return np.cumsum(weights) / weights.sum()
-
-
-def draw_task(rng: np.random.Generator, running: np.ndarray) -> int:
-    """Draw a position in proportion to its share."""
-    return int(np.searchsorted(running, rng.random(), side="right"))

@@ -42,7 +42,7 @@ def draw_windows(
         for place, where in enumerate(drawing.window.places):
             groups.setdefault((where.legal.ranges, request.sampling, request.guided), []).append((number, place))
     tokens, laws, order = [torch.isfinite(states_ND).all(dim=-1).long()], list[Tensor | None](), list[tuple[int, int]]()
-    batches = ((key, all_[at : at + _AT_ONCE]) for key, all_ in groups.items() for at in range(0, len(all_), _AT_ONCE))
+    batches = ((key, due[at : at + _AT_ONCE]) for key, due in groups.items() for at in range(0, len(due), _AT_ONCE))
     for (ranges, sampling, guided), members in batches:
         ids_V = torch.cat([torch.arange(r.start, r.stop, device=states_ND.device) for r in ranges])
         logits_MV = _logits(model, [(drawings[n], place) for n, place in members], states_ND, ranges, guided)

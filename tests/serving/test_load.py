@@ -18,17 +18,6 @@ from rhea.serving.serve import Listening, filming, guarding, running
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CLIENTS = 12
-WISHES = {
-    "picture": 4,
-    "streamed picture": 4,
-    "edit": 3,
-    "answer": 4,
-    "streamed answer": 3,
-    "film": 1,
-    "ten pictures": 1,
-    "error": 2,
-    "leaver": 2,
-}
 BOUND = 9
 """Tasks that the engine takes at once: fewer than there are clients, and than pictures in a request for ten."""
 
@@ -49,7 +38,7 @@ async def server(folder: Path) -> AsyncIterator[tuple[str, ProcessBackend]]:
 
 
 def test_mixed_clients(clients: ModuleType, tmp_path: Path) -> None:
-    each = [clients.Wish(kind, number % 2) for kind, times in WISHES.items() for number in range(times)]
+    each = [clients.Wish(kind, number % 2) for kind, times in clients.WEIGHTS.items() for number in range(times)]
     wished = [each[client::CLIENTS] for client in range(CLIENTS)]
     outcomes: list[Any] = []
 

@@ -45,7 +45,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 @schema.parametrize()
 @hypothesis.settings(
-    max_examples=5,
+    max_examples=10,
     derandomize=True,
     deadline=None,
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],

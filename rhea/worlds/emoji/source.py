@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from rhea.config import from_dict
 from rhea.documents import formats
 from rhea.documents.document import Document, Image
-from rhea.documents.shard_source import draw_task, task_shares
+from rhea.documents.mixture import draw_task, task_shares
 from rhea.documents.shards import Passes, Shards, find_shards
 from rhea.errors import InputError
 from rhea.worlds.emoji.emoji import Cell, Emoji, Language, absent_cells, held_out_cells

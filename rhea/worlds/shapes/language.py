@@ -116,7 +116,7 @@ class Place(NamedTuple):
     def holds(self, objects: Sequence[ShapeObject], canvas: int = CANVAS) -> bool:
         """Tell whether it is true of an object that matches."""
         return any(
-            set(self.words) <= set(_halves(thing, canvas, margin=0.0))
+            set(self.words) <= set(halves(thing, canvas, margin=0.0))
             for thing in objects
             if self.who.matches(thing.kind)
         )
@@ -186,7 +186,7 @@ def possible_styles(scene: Scene) -> list[Style]:
     styles: list[Style] = ["plain"]
     if len({(kind.colour, kind.shape) for kind in scene.kinds}) == len(scene.kinds):
         styles.append("sizeless")
-    if any(_halves(thing, scene.canvas) for thing in scene.objects):
+    if any(halves(thing, scene.canvas) for thing in scene.objects):
         styles.append("placed")
     if len(scene.objects) > 1:
         across = sorted(thing.x for thing in scene.objects)
@@ -222,7 +222,7 @@ def caption(rng: np.random.Generator, scene: Scene, language: Language, style: S
         text = _related(rng, who, relations[0], language)
     else:
         text = _plain(rng, who, language)
-    places = tuple(Place(one, _halves(thing, scene.canvas)) for one, thing in zip(who, things, strict=True))
+    places = tuple(Place(one, halves(thing, scene.canvas)) for one, thing in zip(who, things, strict=True))
     if style == "placed":
         text = _placed(places, language)
     claimed = tuple(place for place in places if place.words) if style == "placed" else ()
@@ -234,7 +234,7 @@ def _reading_order(thing: ShapeObject) -> tuple[int, float]:
     return int((thing.y - bounding_radius(thing.kind)) // LINE), thing.x
 
 
-def _halves(thing: ShapeObject, canvas: int, margin: float = RELATION_MARGIN) -> tuple[str, ...]:
+def halves(thing: ShapeObject, canvas: int, margin: float = RELATION_MARGIN) -> tuple[str, ...]:
     """Name the halves of the picture in which an object is by more than ``margin`` pixels."""
     right, down = thing.x - canvas / 2, thing.y - canvas / 2
     words = ("bottom" if down > 0 else "top", abs(down)), ("right" if right > 0 else "left", abs(right))

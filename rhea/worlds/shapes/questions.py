@@ -21,6 +21,7 @@ from rhea.worlds.shapes.language import (
     Language,
     Selector,
     describe,
+    halves,
     offset,
     pick,
     read_caption,
@@ -208,9 +209,8 @@ def _halves(rng: np.random.Generator, scene: Scene, question_type: str) -> Itera
     """Yield in which half of the picture each object is that is far enough from the middle."""
     for thing in scene.objects:
         names = [name for name in _names(thing.kind, scene.kinds) if name.shape]
-        beyond = (thing.x if question_type == "side" else thing.y) - scene.canvas / 2
-        if abs(beyond) > RELATION_MARGIN:
-            yield _Fact(answer=ANSWERS[question_type][int(beyond > 0)], who=(names[int(rng.integers(len(names)))],))
+        for word in set(halves(thing, scene.canvas)) & set(ANSWERS[question_type]):
+            yield _Fact(answer=word, who=(names[int(rng.integers(len(names)))],))
 
 
 def _relations(rng: np.random.Generator, things: Sequence[ShapeObject], question_type: str) -> Iterator[_Fact]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rhea.documents import formats
 from rhea.documents.document import Document, Image, Video
+from rhea.documents.mixture import draw_task, task_shares
 from rhea.errors import InputError
 from rhea.worlds.shapes.edits import sample_edit
 from rhea.worlds.shapes.films import MAX_MOVING, Film, render_film, sample_film
@@ -71,22 +72,19 @@ class ShapesSource:
 
     def __init__(self, config: ShapesSourceConfig | None = None) -> None:
         self.config = config or ShapesSourceConfig()
-        weights = dataclasses.asdict(self.config.tasks)
-        if min(weights.values()) < 0 or sum(weights.values()) <= 0:
-            raise InputError(f"task weights must be 0 or more and not all 0, got {weights}")
+        self._shares = task_shares(self.config.tasks)
         if self.config.seed < 0:
             raise InputError(f"a seed must not be negative, got {self.config.seed}")
         if not 1 <= self.config.min_turns <= self.config.max_turns:
             raise InputError(f"turns from {self.config.min_turns} to {self.config.max_turns} is no range of 1 or more")
         self._builders: list[Callable[[np.random.Generator, Language], Document]] = [
-            getattr(self, f"_{task}") for task in weights
+            getattr(self, f"_{task.name}") for task in dataclasses.fields(self.config.tasks)
         ]
-        self._shares = np.cumsum(list(weights.values())) / sum(weights.values())
 
     def document(self, index: int) -> Document:
         """Make document ``index``, with pixels; the same index always gives the same document."""
         rng = np.random.default_rng([self.config.seed, index])
-        task = int(np.searchsorted(self._shares, rng.random(), side="right"))
+        task = draw_task(rng, self._shares)
         language: Language = "en" if rng.random() < self.config.english else "zh"
         return self._builders[task](rng, language)
 
