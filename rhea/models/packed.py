@@ -2,7 +2,8 @@
 
 A decoding step multiplies every weight by two to sixteen rows, so it should run at the speed of memory. Plain CPU
 matrix products stay far below that; oneDNN with a weight reordered once comes near it. Its kernels for one to three
-rows are slower than the one for four, so fewer rows are padded to four. The packed copy doubles the memory of the
+rows are slower than the one for four, so fewer rows are padded to four. It also compiles a kernel for every number of
+rows, half a megabyte and most of a millisecond each, so numbers of rows are rounded up to a few. The packed copy doubles the memory of the
 weights and is remade by itself when they change, unless they are released: then it is the only one, and nothing can be
 trained or saved. Where packing is unknown (CUDA, other dtypes) nothing changes.
 """
@@ -17,6 +18,12 @@ from torch import Tensor, nn
 Product = Callable[[Tensor], Tensor]
 """What replaces linear layers in a forward without gradients: packed here, or quantized."""
 _FEWEST_ROWS = 4
+
+
+def padded_rows(count: int) -> int:
+    """Return the number of rows that ``count`` of them are padded to: one of four in every octave, from four up."""
+    step = 1 << max((count - 1).bit_length() - 3, 0)
+    return max(-(-count // step) * step, _FEWEST_ROWS)
 
 
 def can_pack(linear: nn.Linear) -> bool:
@@ -65,8 +72,8 @@ class PackedLinear:
             return F.linear(x, self._stacked())
         rows_ND = x.reshape(-1, x.shape[-1])
         count = rows_ND.shape[0]
-        if count < _FEWEST_ROWS:
-            rows_ND = F.pad(rows_ND, (0, 0, 0, _FEWEST_ROWS - count))
+        if padding := padded_rows(count) - count:
+            rows_ND = F.pad(rows_ND, (0, 0, 0, padding))
         output = torch.ops.mkldnn._linear_pointwise(rows_ND, self._packed, None, "none", [], "")
         return output[:count].view(*x.shape[:-1], output.shape[-1])
 

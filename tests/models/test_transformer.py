@@ -212,7 +212,7 @@ def test_bad_sizes_are_named() -> None:
         Transformer(SMALL).init_weights(0)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 2), (4, 13)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 2), (3, 3), (4, 13)])
 @torch.no_grad()
 def test_packed_matrices_give_the_same_numbers(shape: tuple[int, int]) -> None:
     model, token_ids = small_model().eval(), some_tokens(*shape)
@@ -220,6 +220,13 @@ def test_packed_matrices_give_the_same_numbers(shape: tuple[int, int]) -> None:
     model.pack()
     torch.testing.assert_close(model(token_ids), expected, **CLOSE)
     torch.testing.assert_close(model.logits(states, 10, 33), expected[..., 10:33], **CLOSE)
+
+
+def test_numbers_of_rows_are_rounded_up_by_at_most_a_quarter() -> None:
+    padded = [padded_rows(count) for count in range(1, 4097)]
+    assert padded[:9] == [4, 4, 4, 4, 5, 6, 7, 8, 10]
+    assert all(count <= rows <= max(1.25 * count, 4) for count, rows in enumerate(padded, start=1))
+    assert len(set(padded)) == 1 + 4 * 10, "four numbers from four to eight, and so for each octave"
 
 
 def test_packed_matrices_follow_changed_weights_and_leave_gradients_alone() -> None:
