@@ -38,13 +38,24 @@ from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig, Sampler
 from rhea.training.optimizer import OptimizerConfig
 from rhea.training.schedule import ScheduleConfig
 from rhea.training.trainer import Trainer, TrainerConfig
-from rhea.worlds.shapes.questions import DESCRIBE, QUESTION_TYPES
+from rhea.worlds.shapes.questions import DESCRIBE, LAYOUT, QUESTION_TYPES
 from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig, ShapesTasks
 
 SIDE = 64
 SAMPLES = ("a small red circle", "a large blue star", "a green square and a small yellow ring", "一个紫色的大三角形")
 """What is drawn while it trains, twice each."""
-HARD = ("colour", "count_colour", "count_shape", "side", "height", "horizontal", "vertical", "relation", "existence")
+HARD = (
+    "colour",
+    "count_colour",
+    "count_shape",
+    "side",
+    "height",
+    "place",
+    "horizontal",
+    "vertical",
+    "relation",
+    "existence",
+)
 """Questions that need a look-up in the picture and are learned last, asked three times as often as the others."""
 GENERATION: dict[str, Any] = {
     "guidance_scale": 3.0,
@@ -261,7 +272,7 @@ def default_model() -> DefaultModelRecipe:
             given_latents=2,
             min_turns=10,
             max_turns=14,
-            questions=(*QUESTION_TYPES, DESCRIBE, *HARD, *HARD),
+            questions=(*QUESTION_TYPES, DESCRIBE, LAYOUT, *HARD, *HARD),
         ),
         loader=PackedLoaderConfig(
             rows=4,

@@ -11,13 +11,14 @@ from rhea.worlds.shapes.language import Language
 from rhea.worlds.shapes.questions import (
     ANSWERS,
     DESCRIBE,
+    LAYOUT,
     QUESTION_TYPES,
     Question,
     ask,
     balanced_question,
     chance_level,
 )
-from rhea.worlds.shapes.scene import HELD_OUT_KINDS, Scene, ShapeObject, sample_scene
+from rhea.worlds.shapes.scene import HELD_OUT_KINDS, Kind, Scene, ShapeObject, sample_scene
 
 TO_ENGLISH = {
     **{"红色": "red", "绿色": "green", "蓝色": "blue", "黄色": "yellow", "紫色": "purple", "橙色": "orange"},
@@ -31,10 +32,19 @@ ENGLISH = re.compile(
 CHINESE = re.compile(
     "(?:(?:红色|绿色|蓝色|黄色|紫色|橙色|青色|黑色)?[大小]?(?:圆形|正方形|三角形|星形|十字形|圆环|物体))|(?:[红绿蓝黄紫橙青黑]色)"
 )
+PLACED = "a large blue star on the left, a large green ring and a small red circle at the top right"
+PLACED_CHINESE = "左侧有一个蓝色大星形，有一个绿色大圆环，右上方有一个红色小圆形"
 GIVEN = {
     "上半部分": "top",
     "下半部分": "bottom",
     **{"零个": "zero", "一个": "one", "两个": "two", "三个": "three", "四个": "four", "左边": "left", "右边": "right"},
+    **{"左上方": "at the top left", "右上方": "at the top right", "上方": "at the top", "左侧": "on the left"},
+    **{
+        "左下方": "at the bottom left",
+        "右下方": "at the bottom right",
+        "下方": "at the bottom",
+        "右侧": "on the right",
+    },
     **{"上面": "above", "下面": "below", "是": "yes", "不是": "no", "有": "yes", "没有": "no"},
 }
 
@@ -56,6 +66,11 @@ def such(objects: tuple[ShapeObject, ...], attributes: set[str]) -> list[ShapeOb
     return [thing for thing in objects if attributes <= set(thing.kind)]
 
 
+def third(place: float, canvas: int) -> int:
+    """Below, within or above four pixels from the middle."""
+    return 1 + (place > canvas / 2 + 4) - (place < canvas / 2 - 4)
+
+
 def independent_answer(question: Question, scene: Scene) -> str:
     kind, objects = question.question_type, scene.objects
     named = phrases(question)
@@ -74,6 +89,11 @@ def independent_answer(question: Question, scene: Scene) -> str:
         (thing,) = targets[0]
         place, words = (thing.x, ("left", "right")) if kind == "side" else (thing.y, ("top", "bottom"))
         return words[place > scene.canvas / 2]
+    if kind == "place":
+        (thing,) = targets[0]
+        rows, columns = ("top", "", "bottom"), ("left", "", "right")
+        row, column = rows[third(thing.y, scene.canvas)], columns[third(thing.x, scene.canvas)]
+        return f"at the {row} {column}".strip() if row else f"on the {column}"
     (a,), (b,) = targets
     true = {"left" if a.x < b.x else "right", "above" if a.y < b.y else "below"}
     asked = {"left", "right"} if kind == "horizontal" else {"above", "below"}
@@ -128,6 +148,15 @@ def test_grading_of_answers() -> None:
     assert described.is_right(f"{second}、{first}")
     assert not described.is_right(first)
     assert 0 < chance_level(DESCRIBE) < 0.01
+
+
+@pytest.mark.parametrize(("language", "expected"), [("en", PLACED), ("zh", PLACED_CHINESE)])
+def test_a_layout_names_every_object_with_its_place(language: Language, expected: str) -> None:
+    things = [("red", "circle", "small", 40, 10), ("blue", "star", "large", 10, 33), ("green", "ring", "large", 31, 30)]
+    objects = tuple(ShapeObject(kind=Kind(*kind), x=x, y=y) for *kind, x, y in things)
+    question = ask(np.random.default_rng(0), Scene(objects=objects), LAYOUT, language)
+    assert question is not None
+    assert question.answer == expected
 
 
 def test_unknown_type_is_an_input_error() -> None:

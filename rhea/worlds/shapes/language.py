@@ -336,5 +336,14 @@ def read_caption(text: str) -> Counter[Kind]:
 
 def describe(scene: Scene, language: Language) -> str:
     """Describe a scene in the one canonical way: every object with all attributes, from left to right."""
-    things = sorted(scene.objects, key=lambda thing: (thing.x, thing.y))
-    return join([Selector(*thing.kind).indefinite(language) for thing in things], language)
+    return join([Selector(*thing.kind).indefinite(language) for thing in _from_left_to_right(scene)], language)
+
+
+def layout(scene: Scene, language: Language) -> str:
+    """Describe a scene so, and say of each object in which halves of the picture it is."""
+    things = _from_left_to_right(scene)
+    return _placed([Place(Selector(*thing.kind), halves(thing, scene.canvas)) for thing in things], language)
+
+
+def _from_left_to_right(scene: Scene) -> list[ShapeObject]:
+    return sorted(scene.objects, key=lambda thing: (thing.x, thing.y))

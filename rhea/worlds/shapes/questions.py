@@ -16,12 +16,14 @@ from rhea.errors import InputError
 from rhea.worlds.shapes.language import (
     CHINESE,
     OPPOSITES,
+    PLACES,
     RELATION_MARGIN,
     RELATIONS,
     Language,
     Selector,
     describe,
     halves,
+    layout,
     offset,
     pick,
     read_caption,
@@ -51,6 +53,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "size": tuple(SIZES),
     "side": ("left", "right"),
     "height": ("top", "bottom"),
+    "place": tuple(english for english, _ in PLACES.values()),
     "horizontal": ("left", "right"),
     "vertical": ("above", "below"),
     "relation": ("yes", "no"),
@@ -60,11 +63,15 @@ ANSWERS: dict[str, tuple[str, ...]] = {
 QUESTION_TYPES = tuple(ANSWERS)
 DESCRIBE = "describe"
 """The type that asks for all objects; its answers are too many to list."""
+LAYOUT = "layout"
+"""The type that asks for all objects and where each is. An exercise, not graded apart: one answer teaches as much about
+rows and columns as several questions for one object's half."""
 
 _CHINESE_ANSWERS = {
     **CHINESE,
     **dict(zip(NUMBERS, ("零个", "一个", "两个", "三个", "四个"), strict=True)),
     **{"top": "上半部分", "bottom": "下半部分"},
+    **dict(PLACES.values()),
 }
 _CHINESE_YES_NO = {
     "relation": {"yes": "是", "no": "不是"},
@@ -87,6 +94,8 @@ _PHRASINGS: dict[tuple[str, Language], tuple[str, ...]] = {
     ("side", "zh"): ("{0}在图的左边还是右边？",),
     ("height", "en"): ("Is {0} at the top or at the bottom of the picture?", "Is {0} in the top or the bottom half?"),
     ("height", "zh"): ("{0}在图的上半部分还是下半部分？",),
+    ("place", "en"): ("Where is {0}?", "Where in the picture is {0}?"),
+    ("place", "zh"): ("{0}在哪里？", "{0}在图的什么地方？"),
     ("horizontal", "en"): ("Is {0} to the left or to the right of {1}?", "Is {0} left or right of {1}?"),
     ("horizontal", "zh"): ("{0}在{1}的左边还是右边？",),
     ("vertical", "en"): ("Is {0} above or below {1}?",),
@@ -97,6 +106,8 @@ _PHRASINGS: dict[tuple[str, Language], tuple[str, ...]] = {
     ("existence", "zh"): ("图中有{0}吗？", "有没有{0}？", "你看到{0}了吗？"),
     (DESCRIBE, "en"): ("Describe the picture", "What is in the picture?", "What do you see?"),
     (DESCRIBE, "zh"): ("描述这张图片", "图中有什么？", "你看到了什么？"),
+    (LAYOUT, "en"): ("Say what is where", "What is where in the picture?"),
+    (LAYOUT, "zh"): ("什么东西在哪里？", "说说图中什么在哪里"),
 }
 
 
@@ -147,9 +158,10 @@ def ask(
 
     None where the scene has no such question. A kind that ``held_out`` forbids is never named, not even as absent.
     """
-    if question_type == DESCRIBE:
-        text = pick(rng, _PHRASINGS[DESCRIBE, language])
-        return Question(question_type=DESCRIBE, text=text, answer=describe(scene, language), language=language)
+    if question_type in (DESCRIBE, LAYOUT):
+        text = pick(rng, _PHRASINGS[question_type, language])
+        whole = (describe if question_type == DESCRIBE else layout)(scene, language)
+        return Question(question_type=question_type, text=text, answer=whole, language=language)
     facts: dict[str, list[_Fact]] = {}
     for fact in _facts(rng, scene, question_type, allowed_kinds(held_out)):
         facts.setdefault(fact.answer, []).append(fact)
@@ -191,7 +203,7 @@ def _facts(rng: np.random.Generator, scene: Scene, question_type: str, allowed: 
             names = [name for name in _names(kind, kinds) if getattr(name, question_type) is None]
             if names:
                 yield _Fact(answer=getattr(kind, question_type), who=(names[int(rng.integers(len(names)))],))
-    elif question_type in ("side", "height"):
+    elif question_type in ("side", "height", "place"):
         yield from _halves(rng, scene, question_type)
     elif question_type == "existence":
         yield from _existence(rng, kinds, allowed)
@@ -206,10 +218,12 @@ def _names(kind: Kind, kinds: Sequence[Kind]) -> list[Selector]:
 
 
 def _halves(rng: np.random.Generator, scene: Scene, question_type: str) -> Iterator[_Fact]:
-    """Yield in which half of the picture each object is that is far enough from the middle."""
+    """Yield in which half of the picture, or in which halves, each object is that is far enough from the middle."""
     for thing in scene.objects:
         names = [name for name in _names(thing.kind, scene.kinds) if name.shape]
-        for word in set(halves(thing, scene.canvas)) & set(ANSWERS[question_type]):
+        words = halves(thing, scene.canvas)
+        possible = {PLACES[words][0]} if words and question_type == "place" else set(words)
+        for word in possible & set(ANSWERS[question_type]):
             yield _Fact(answer=word, who=(names[int(rng.integers(len(names)))],))
 
 

@@ -18,11 +18,11 @@ from rhea.errors import InputError
 from rhea.worlds.shapes.edits import sample_edit
 from rhea.worlds.shapes.films import MAX_MOVING, Film, render_film, sample_film
 from rhea.worlds.shapes.language import Language, caption, describe, film_caption, finish
-from rhea.worlds.shapes.questions import DESCRIBE, QUESTION_TYPES, ask, sample_crowded_scene
+from rhea.worlds.shapes.questions import DESCRIBE, LAYOUT, QUESTION_TYPES, ask, sample_crowded_scene
 from rhea.worlds.shapes.render import render
 from rhea.worlds.shapes.scene import CANVAS, MAX_OBJECTS, HeldOut, Scene, sample_scene
 
-STILL_QUESTIONS = ("side", "height", "horizontal", "vertical", "relation", DESCRIBE)
+STILL_QUESTIONS = ("side", "height", "horizontal", "place", "vertical", "relation", DESCRIBE, LAYOUT)
 """Questions whose answer may change while things move."""
 CROWDED = 0.6
 """Share of the pictures to ask about in which objects share a colour or a shape on purpose."""
@@ -63,7 +63,7 @@ class ShapesSourceConfig:
     min_turns: int = 4
     max_turns: int = 6
     """Questions about one picture."""
-    questions: tuple[str, ...] = (*QUESTION_TYPES, DESCRIBE)
+    questions: tuple[str, ...] = (*QUESTION_TYPES, DESCRIBE, LAYOUT)
     """Their types, drawn uniformly: one that stands here twice is asked twice as often."""
 
 
