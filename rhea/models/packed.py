@@ -2,10 +2,10 @@
 
 A decoding step multiplies every weight by two to sixteen rows, so it should run at the speed of memory. Plain CPU
 matrix products stay far below that; oneDNN with a weight reordered once comes near it. Its kernels for one to three
-rows are slower than the one for four, so fewer rows are padded to four. It also compiles a kernel for every number of
-rows, half a megabyte and most of a millisecond each, so numbers of rows are rounded up to a few. The packed copy doubles the memory of the
-weights and is remade by itself when they change, unless they are released: then it is the only one, and nothing can be
-trained or saved. Where packing is unknown (CUDA, other dtypes) nothing changes.
+rows are slower than the one for four, so fewer rows are padded to four. It compiles a kernel for each number of rows,
+half a megabyte and most of a millisecond each, so these numbers are rounded up to a few. The packed copy doubles the
+memory of the weights and is remade by itself when they change, unless they are released: then it is the only one, and
+nothing can be trained or saved. Where packing is unknown (CUDA, other dtypes) nothing changes.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -9,6 +9,7 @@ from rhea.models.attention import Attention
 from rhea.models.config import TransformerConfig
 from rhea.models.kv_cache import KVCache
 from rhea.models.layers import rotary
+from rhea.models.packed import padded_rows
 from rhea.models.transformer import DecoderLayer, Transformer
 from rhea.models.visibility import Visibility
 
