@@ -6,6 +6,7 @@ Whatever breaks while a task is worked on is a ``BackendDiedError`` for that tas
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,9 @@ from rhea.tokenizers.text import TextTokenizer
 
 T = TypeVar("T")
 
+_SWITCH_SECONDS = 5e-4
+"""How long a thread of pixels or HTTP may keep the interpreter from the engine, which asks for it after every operation
+of torch. Python's own 5 ms cost more than all else that a server adds."""
 _UNFINISHED = "\ufffd"
 """What the bytes of half a character are decoded to."""
 
@@ -75,6 +79,7 @@ class LocalBackend:
         )
 
     async def __aenter__(self) -> "LocalBackend":
+        sys.setswitchinterval(_SWITCH_SECONDS)
         threads = torch.get_num_threads()
         # Each thread has a team of its own: with two whole ones, both wait for cores. Later threads get all again.
         self._pixels.submit(torch.set_num_threads, max(threads // 2, 1)).result()
