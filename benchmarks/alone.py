@@ -41,7 +41,8 @@ class Watch:
         self.file = ""
 
     def due(self, rows_done: int, rows: int) -> bool:
-        return self._sent < self._wanted and rows_done * (self._wanted + 1) >= rows * (self._sent + 1)
+        even = self._sent < self._wanted and rows_done * (self._wanted + 1) >= rows * (self._sent + 1)
+        return even or rows_done == rows
 
     def take(self, file: str) -> None:
         self.file, self.whole = file, time.perf_counter() - self._start
@@ -64,9 +65,8 @@ def with_engine(model: Rhea) -> Callable[[str, int, int], dict[str, Any]]:
         follower = completer.follower(prompt, request)
 
         def written(_: int, token_ids: list[int]) -> None:
-            seen = follower.follow(token_ids[follower.taken :])
-            if seen is not None and (seen.final or watch.due(seen.rows_done, seen.rows)):
-                watch.take(_png(seen.pixels))
+            if follower.feed(token_ids[follower.taken :]) and watch.due(follower.rows_done, follower.rows):
+                watch.take(_png(follower.show().pixels))
 
         engine.run([request], watch=written)
         return watch.told
@@ -82,11 +82,12 @@ def _png(pixels: np.ndarray) -> str:
 
 async def _drawn(backend: LocalBackend, text: str, seed: int, wanted: int) -> dict[str, Any]:
     watch = Watch(wanted)
-    async with contextlib.aclosing(backend.run(Draw(prompt=text, sampling=Sampling(seed=seed)))) as events:
+    task = Draw(prompt=text, sampling=Sampling(seed=seed))
+    async with contextlib.aclosing(backend.run(task, partials=wanted)) as events:
         async for event in events:
-            if isinstance(event, Done) or (isinstance(event, Partial) and watch.due(event.rows_done, event.rows)):
-                assert event.pixels is not None
-                watch.take(await encoded(event.pixels))
+            assert isinstance(event, Partial | Done)
+            assert event.pixels is not None
+            watch.take(await encoded(event.pixels))
     return watch.told
 
 

@@ -4,6 +4,7 @@ No torch here: arrays in, arrays and text out. ``local.py`` answers in this proc
 die and be born again; tests answer with a fake.
 """
 
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -124,6 +125,9 @@ class ModelInfo:
     fps: float
     max_tokens: int
     """Context length."""
+    min_side: int = 1
+    """In pixels, of pictures and films that it can look at."""
+    max_aspect_ratio: float = math.inf
 
 
 class Backend(Protocol):
@@ -138,7 +142,9 @@ class Backend(Protocol):
     def info(self) -> ModelInfo: ...
 
     def run(self, task: Task, *, partials: int | None = None) -> AsyncGenerator[Event, None]:
-        """Work on a task; the last event is ``Done``. ``partials``: rows of codes between two Partials; 0 for none.
+        """Work on a task; the last event is ``Done``.
+
+        ``partials``: the most Partials to show of a picture, at even distances; None for as many as there usually are.
 
         Leaving the loop cancels within one step. Raises InputError for what the user can mend, BusyError where too much
         waits already, and BackendDiedError where the engine broke down.

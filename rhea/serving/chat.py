@@ -166,10 +166,10 @@ async def _text(service: Service, body: ChatBody, message: Message, number: int,
         try:
             if isinstance(part, VideoPart):
                 data = await service.guard.load(part.video_url.url, param=where)
-                found.visuals.append(await service.guard.film(data, param=where))
+                found.visuals.append(await service.film(data, param=where))
             else:
                 data = await service.guard.load(part.image_url.url, param=where)
-                found.visuals.append(await service.guard.picture(data, param=where))
+                found.visuals.append(await service.picture(data, param=where))
         except ApiError as error:
             if body.on_bad_media != "skip" or error.status >= 500:
                 raise

@@ -104,7 +104,7 @@ async def _edited(service: Service, body: EditFields, files: list[Any]) -> Respo
         if not isinstance(file, UploadFile):
             raise ApiError(400, "image must be a file", code="invalid_form", param="image")
         try:
-            images.append(await service.guard.picture(await file.read(), param="image"))
+            images.append(await service.picture(await file.read(), param="image"))
         except ApiError as error:
             if body.on_bad_media != "skip" or error.status >= 500:
                 raise
@@ -147,7 +147,7 @@ async def _events(
     service: Service, body: _Pictures, task: Draw | Edit, warnings: list[str], kind: str
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield partial pictures at even distances and the whole one, as OpenAI's events."""
-    output, wanted, sent = body.output_format or "png", body.partial_images or 0, 0
+    output, sent = body.output_format or "png", 0
 
     async def event(name: str, pixels: np.ndarray, **more: Any) -> dict[str, Any]:
         return {
@@ -161,9 +161,9 @@ async def _events(
             **more,
         }
 
-    async with contextlib.aclosing(service.run(task, partials=None if wanted else 0)) as events:
+    async with contextlib.aclosing(service.run(task, partials=body.partial_images or 0)) as events:
         async for each in events:
-            if isinstance(each, Partial) and sent < wanted and each.rows_done * (wanted + 1) >= each.rows * (sent + 1):
+            if isinstance(each, Partial):
                 yield await event("partial_image", each.pixels, partial_image_index=sent)
                 sent += 1
             elif isinstance(each, Done):

@@ -39,6 +39,8 @@ class ServerSettings:
     """Requests with a body that are received, worked on or answered at once."""
     body_seconds: float = 60.0
     """To send a whole request."""
+    write_seconds: float = 60.0
+    """For a client to take something of its answer; one that takes nothing for so long counts as gone."""
     deadline_seconds: float = 600.0
     """For the model's whole work on one request."""
 

@@ -67,7 +67,10 @@ class LocalBackend:
         self._coded.set()
         self._requests = self._tokens = 0
         self._open = False
-        defaults = model.defaults
+        defaults, codec = model.defaults, self.completer.codec
+        looks: dict[str, Any] = {}
+        if codec is not None:
+            looks = {"min_side": codec.policy.factor, "max_aspect_ratio": codec.policy.max_aspect_ratio}
         self._info = ModelInfo(
             name=name,
             trained_on=model.trained_on,
@@ -76,6 +79,7 @@ class LocalBackend:
             num_frames=defaults.num_frames,
             fps=defaults.fps,
             max_tokens=self.engine.max_len,
+            **looks,
         )
 
     async def __aenter__(self) -> "LocalBackend":
@@ -220,13 +224,14 @@ class LocalBackend:
         self, prompt: Prompt, request: Request, partials: int | None
     ) -> AsyncGenerator[Preview | Completion, None]:
         """Yield previews, that of the whole included, and at last what was written."""
-        token_ids, pixels, follower = list[int](), None, None
+        token_ids, pixels, follower, shown = list[int](), None, None, 0
         if partials != 0:
-            follower = self.completer.follower(prompt, request, partials)
+            follower = self.completer.follower(prompt, request, partials and 1)
         async with contextlib.aclosing(self._tokens_of(request)) as stream:
             async for tokens in stream:
                 token_ids += tokens
-                if follower is not None and follower.feed(tokens):
+                if follower is not None and follower.feed(tokens) and _is_wanted(follower, partials, shown):
+                    shown += 1
                     seen = await self._in_thread(_shown, self.model, follower)
                     pixels = seen.pixels if seen.final else None
                     yield seen
@@ -293,6 +298,12 @@ class TextStream:
         """Return what is left of the whole text at its end."""
         assert whole.startswith(self.told), (whole, self.told)
         return whole[len(self.told) :]
+
+
+def _is_wanted(follower: Follower, partials: int | None, shown: int) -> bool:
+    """Tell whether a preview is the next of so many at even distances, or the last one; others are never decoded."""
+    done, rows = follower.rows_done, follower.rows
+    return partials is None or done == rows or (shown < partials and done * (partials + 1) >= rows * (shown + 1))
 
 
 def _shown(model: Rhea, follower: Follower) -> Preview:

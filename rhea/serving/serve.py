@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from rhea.errors import InputError
 from rhea.serving.app import create_app
 from rhea.serving.choice import ModelChoice
+from rhea.serving.connection import giving_up_after
 from rhea.serving.fetch import HttpsFetcher
 from rhea.serving.jobs import JobStore
 from rhea.serving.limits import Bounds, ServerSettings
@@ -131,11 +132,14 @@ def bound(options: Listening) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def running(app: FastAPI, options: Listening, port: socket.socket | None = None) -> AsyncIterator[RunningServer]:
-    """Serve an app while the block runs; what is under way at its end has ``drain`` seconds; ``port``: bound before."""
+    """Serve ``create_app``'s app while the block runs; what is under way at its end has ``drain`` seconds.
+
+    ``port``: bound before.
+    """
     port = port or bound(options)
     config = uvicorn.Config(
         app,
-        http="h11",  # the parser that the extra installs, whatever else is there
+        http=giving_up_after(app.state.service.settings.write_seconds),
         log_level=logging.WARNING,
         timeout_graceful_shutdown=max(round(options.drain), 1),
         timeout_keep_alive=30,

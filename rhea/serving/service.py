@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rhea.logging import logger
-from rhea.serving.backend import Backend, Clip, Done, Event, Partial, Task, TextDelta
+from rhea.serving.backend import Backend, Clip, Done, Event, ModelInfo, Partial, Task, TextDelta
 from rhea.serving.errors import ApiError, api_error
 from rhea.serving.limits import ServerSettings
 from rhea.serving.metrics import Metrics
@@ -41,6 +41,18 @@ class Service:
         self.backend, self.settings, self.guard = backend, settings, guard
         self.metrics = Metrics()
         self.created = int(time.time())
+
+    async def picture(self, data: bytes, *, param: str | None = None) -> np.ndarray:
+        """Decode a picture; ApiError as well if the model cannot look at one of its shape."""
+        pixels = await self.guard.picture(data, param=param)
+        check_shape(self.backend.info, "picture", pixels, param)
+        return pixels
+
+    async def film(self, data: bytes, *, param: str | None = None) -> Clip:
+        """Decode a film; ApiError as well if the model cannot look at one of its shape."""
+        clip = await self.guard.film(data, param=param)
+        check_shape(self.backend.info, "film", clip.frames, param)
+        return clip
 
     async def run(self, task: Task, *, partials: int | None = 0) -> AsyncGenerator[Event, None]:
         """Yield a task's events; TimeoutError if they take longer than the deadline."""
@@ -99,6 +111,19 @@ class Service:
             self.metrics.first_text.observe(seconds)
         elif isinstance(event, Done) and event.pixels is not None:
             self.metrics.image(event.pixels.shape, seconds)
+
+
+def check_shape(info: ModelInfo, what: str, pixels: np.ndarray, param: str | None) -> None:
+    """Refuse what the model would refuse later, when nothing can be left out any more; pixels are [..., H, W, 3]."""
+    height, width = pixels.shape[-3:-1]
+    short, long = sorted((height, width))
+    if short < info.min_side:
+        wrong = f"sides of at least {info.min_side} are needed"
+    elif long > info.max_aspect_ratio * short:
+        wrong = f"the longer side may be at most {info.max_aspect_ratio:g} times the shorter one"
+    else:
+        return
+    raise ApiError(400, f"the {what} is {width} x {height} pixels; {wrong}", code="media_size", param=param)
 
 
 class EventStream(Response):

@@ -29,7 +29,7 @@ from rhea.serving.images import fresh_seed, sampling_of, wanted_size
 from rhea.serving.jobs import Job, JobStore
 from rhea.serving.metrics import Metrics
 from rhea.serving.schemas import Scale, Seed, Size
-from rhea.serving.service import Guard
+from rhea.serving.service import Guard, check_shape
 
 _MOST_FRAMES = 4096
 _BUSY_SECONDS = 0.5
@@ -224,7 +224,7 @@ async def _prepare(
         wrong = "size" if body.size is not None else "fps"
         raise ApiError(400, f"{wrong} is that of the film: leave it out", code="invalid_value", param=wrong)
     clip = await guard.film(film, param="video")  # now, to refuse it if need be; and again when its turn comes
-
+    check_shape(info, "film", clip.frames, "video")
     frames = body.frames(clip.fps)
 
     async def continued() -> Task:

@@ -183,6 +183,26 @@ def test_bad_media_are_an_error_or_left_out_with_a_warning(client: openai.OpenAI
         client.images.edit(image=b"no", prompt="make it blue", extra_body=settings)
 
 
+def test_a_shape_that_the_model_cannot_look_at_is_a_bad_medium(client: openai.OpenAI, model: Rhea) -> None:
+    strip, where = PIXELS[:8].repeat(2, axis=1), "messages.0.content.0"  # 48 x 8
+    wrong = "48 x 8 pixels; the longer side may be at most 5 times the shorter one"
+    film = [{"type": "video_url", "video_url": {"url": url(strip)}}, {"type": "text", "text": QUESTION}]
+    for what, content in (("picture", looking(QUESTION, url(strip))), ("film", film)):
+        with pytest.raises(openai.BadRequestError, match=wrong) as refused:
+            chat(client, content)
+        assert (refused.value.code, refused.value.param) == ("media_size", where)
+        skipped = chat(client, content, extra_body={"on_bad_media": "skip"})
+        assert skipped.warnings == [f"{where} was left out: the {what} is {wrong}"]
+        assert skipped.choices[0].message.content == model.ask(None, QUESTION)
+    settings = {"seed": 5, "on_bad_media": "skip"}
+    edited = client.images.edit(image=[png(strip), png(PIXELS)], prompt="make it blue", extra_body=settings)
+    assert edited.data is not None
+    assert (pixels_of(edited.data[0].b64_json) == model.edit(PIXELS, "make it blue", seed=5).pixels).all()
+    assert edited.warnings == [f"image 1 was left out: the picture is {wrong}"]  # type: ignore[attr-defined]
+    with pytest.raises(openai.BadRequestError, match="4 x 32 pixels; sides of at least 8 are needed"):
+        client.images.edit(image=png(PIXELS[:, :4]), prompt="make it blue")
+
+
 def test_chat_draws_and_edits_where_pictures_are_asked_for(client: openai.OpenAI, model: Rhea) -> None:
     asked: Any = {"modalities": ["text", "image"], "extra_body": {"seed": 6}}
     drawn = chat(client, "a small red circle", **asked).choices[0].message.content

@@ -61,6 +61,22 @@ def test_continued_films(model: Rhea) -> None:
     assert len(shown) == 3
 
 
+@pytest.mark.parametrize(
+    ("partials", "rows"), [(0, []), (1, [2]), (2, [2, 3]), (3, [1, 2, 3]), (9, [1, 2, 3]), (None, [1, 2, 3])]
+)
+def test_only_pictures_that_are_shown_are_decoded(
+    model: Rhea, partials: int | None, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = list[int]()
+    decode = model.prompts.codec.decode_picture
+    monkeypatch.setattr(
+        model.prompts.codec, "decode_picture", lambda codes: (decoded.append(len(codes)), decode(codes))[1]
+    )
+    partial = events_of(model, Draw(prompt="red"), partials)
+    assert [each.rows_done for each in partial if isinstance(each, Partial)] == rows
+    assert [rows_done for rows_done in decoded if rows_done < 4] == rows
+
+
 def test_bounds(model: Rhea) -> None:
     async def clients() -> None:
         async with LocalBackend(model, bounds=Bounds(max_requests=2, max_tokens=100)) as backend:

@@ -166,7 +166,7 @@ def test_tasks_cross_the_socket_and_its_end_ends_the_child(tiny: Path, monkeypat
         choice = ModelChoice(checkpoint=str(tiny), window=1)
         async with ProcessBackend(choice, bounds=Bounds(max_requests=1)) as backend:
             assert (backend.ready, backend.info.name, backend.info.max_tokens) == (True, "tiny", 512)
-            *partial, done = [event async for event in backend.run(Draw(prompt="red"), partials=1)]
+            *partial, done = [event async for event in backend.run(Draw(prompt="red"), partials=3)]
             expected = rhea.load(tiny).generate("red")[0]
             assert isinstance(done, Done)
             assert done.pixels is not None
