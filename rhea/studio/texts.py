@@ -44,6 +44,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "unsupported_codec": ("its codec is not taken: use H.264, VP9 or AV1", "不支持该编码，请使用 H.264、VP9 或 AV1"),
     "unreadable_media": ("it is damaged or cut off", "文件已损坏或不完整"),
     "media_timeout": ("it took too long to decode: use a smaller one", "解码时间过长，请换一个较小的文件"),
+    "decoder_unavailable": ("uploads cannot be read for the moment: try again", "暂时无法读取上传的文件，请重试"),
     "take": ("Take {title}", "选用 {title}"),
     # Create
     "create": ("Create", "生成"),

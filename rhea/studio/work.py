@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from rhea.errors import BusyError, InputError
 from rhea.serving.backend import Backend, BackendDiedError, Event, Task
+from rhea.studio.refusals import in_chinese
 from rhea.studio.texts import say
 
 MENDABLE = (InputError, BusyError, BackendDiedError)
@@ -55,4 +56,4 @@ def told(error: BaseException, language: str) -> str:
         return say(language, "busy")
     if isinstance(error, BackendDiedError):
         return say(language, "died")
-    return say(language, "wrong", reason=str(error))
+    return say(language, "wrong", reason=in_chinese(str(error)) if language == "zh" else str(error))

@@ -70,7 +70,7 @@ def test_a_whole_answer_that_nobody_reads_holds_no_connection(served: Served) ->
     served.backend.script, served.backend.left = says_much, 0
     with deaf(served, "chat/completions", {"messages": [{"role": "user", "content": "two"}]}) as connection:
         until(lambda: served.backend.tasks[-1:] and not served.backend.left, "it is answered")
-        with pytest.raises(OSError, match="reset|Broken pipe"):
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
             until(lambda: connection.send(b" ") and None, "the connection is ended")
 
 

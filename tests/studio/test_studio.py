@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import inspect
+import re
 import string
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,13 @@ from fastapi.testclient import TestClient
 from gradio import processing_utils
 from tiny_model import tiny_checkpoint
 
+from rhea import media
 from rhea.errors import BusyError, InputError
+from rhea.generation.completion import Prompt
+from rhea.generation.engine import Engine
 from rhea.generation.model import Rhea
+from rhea.generation.prompts import PromptWriter
+from rhea.serving import untrusted
 from rhea.serving.backend import Done, Draw, Edit, Event, Partial, Sampling, Task
 from rhea.serving.errors import ApiError
 from rhea.serving.serve import Listening, bound
@@ -30,6 +38,7 @@ from rhea.studio.desk import Desk
 from rhea.studio.grid import render, summary
 from rhea.studio.insight import Look, look_into, prompt_of, touch
 from rhea.studio.page import create_studio, mount
+from rhea.studio.refusals import _PATTERNS
 from rhea.studio.run import serve_studio
 from rhea.studio.shelf import Piece, Shelf, read_upload
 from rhea.studio.store import Comparison, Sample, Store
@@ -88,8 +97,6 @@ def test_what_users_write_is_never_markup() -> None:
 def test_uploads_are_pictures_or_films_by_what_they_are(tmp_path: Path) -> None:
     frames = np.zeros((3, 16, 16, 3), np.uint8)
     frames[1:, :, 8:] = 200
-    from rhea import media
-
     media.write_film(tmp_path / "film.gif", frames, 8.0)
     media.write_film(tmp_path / "still.gif", frames[:1], 8.0)
     media.write_picture(tmp_path / "picture.png", frames[1])
@@ -184,6 +191,55 @@ def test_leaving_or_one_error_ends_all_tasks() -> None:
 def test_errors_are_told_in_the_users_language() -> None:
     assert told(InputError("size 3x3 is odd"), "en") == "That did not work: size 3x3 is odd"
     assert told(BusyError("17 wait"), "zh") == say("zh", "busy")
+
+
+def provoked(tiny: Rhea, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """Yield what makes the model refuse, once for every form of refusal that a visitor can meet."""
+    write, completer, narrow = tiny.prompts, tiny.completer, np.zeros((80, 8, 3), np.uint8)
+
+    def submit(prompt: Prompt) -> None:
+        Engine(completer.transformer, completer.engine).submit(completer.requests([prompt])[0])
+
+    yield lambda: write.draw(" ")
+    for size in ("blue", "17x16", "0:3", "9:1"):
+        yield lambda size=size: write.draw("red", size=size)
+    yield lambda: submit(write.draw("red", size="999992x999992"))
+    yield lambda: write.answer(None, [(" ", None)])
+    yield lambda: submit(write.answer(None, [("two " * 999, None)]))
+    yield lambda: write.edit([narrow], " ")
+    yield lambda: write.edit([narrow[:, :4]], "make it blue")
+    yield lambda: write.edit([narrow], "make it blue")
+    yield lambda: write.extend(media.Film(frames=noise(2, 16, 16), fps=8.0))
+    yield lambda: PromptWriter(tiny.defaults, None).draw("red")
+    weight = completer.transformer.norm.weight
+    broken = deepcopy(completer.transformer)
+    broken.norm.weight.data = weight.data * float("nan")
+    yield lambda: Engine(broken).run(completer.requests([write.draw("red")]))
+    (tmp_path / "text.db").write_text("no data base " * 100)
+    yield lambda: Store(tmp_path / "text.db")
+
+
+def test_what_the_model_refuses_is_told_in_chinese(tiny: Rhea, tmp_path: Path) -> None:
+    refusals = list[str]()
+    for wrong in provoked(tiny, tmp_path):
+        with pytest.raises(InputError) as refused:
+            wrong()
+        refusals.append(str(refused.value))
+        chinese = told(refused.value, "zh")
+        values = re.findall(r"\d+", refusals[-1]) if "tokens" in refusals[-1] else []
+        assert all(value in chinese for value in values)
+        assert re.findall("[A-Za-z]{2,}", chinese) in ([], ["blue"]), chinese
+    for pattern, _ in _PATTERNS:
+        assert sum(re.fullmatch(pattern, refusal, re.DOTALL) is not None for refusal in refusals) == 1, pattern
+
+
+def test_every_refusal_of_an_upload_has_its_words() -> None:
+    guard, codes = MediaGuard(), re.findall(r'_error\(\s*"(\w+)"|code="(\w+)"', inspect.getsource(untrusted))
+    of_addresses = {"unsupported_url", "remote_media_disabled", "invalid_data_url", "media_type_mismatch"}
+    reasons = ("sides", "pixels", "frames", "film_pixels", "seconds", "codec", "no_film", "late", "crashed")
+    found = {one or other for one, other in codes} | {guard._refusal("film", {"refused": each})[0] for each in reasons}
+    assert found - of_addresses <= set(TEXTS)
+    assert len(found) > len(of_addresses) + 6
 
 
 def test_annotators_see_samples_in_orders_of_their_own() -> None:
