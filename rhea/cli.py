@@ -223,7 +223,8 @@ def train(recipe: Annotated[str, Positional, arg(metavar="RECIPE")], output: Pat
 
     $ rhea train debug --output runs/debug --trainer.total-steps 20
 
-    The recipes are debug (seconds), and, one after the other, default-tokenizer, local-tokenizer and default-model.
+    The recipes are debug (seconds), and, one after the other, default-tokenizer, local-tokenizer and default-model, or
+    rich-tokenizer and rich-model (emoji and films of driving too, see docs/data.md).
     Every value of a recipe can be overridden by its dotted name: "rhea train debug --help" lists those of debug.
 
     Args:
@@ -407,6 +408,8 @@ _RECIPES = {
     "default-tokenizer": ("rhea.recipes.default_tokenizer", "default_tokenizer"),
     "local-tokenizer": ("rhea.recipes.default_tokenizer", "local_tokenizer"),
     "default-model": ("rhea.recipes.default_model", "default_model"),
+    "rich-tokenizer": ("rhea.recipes.rich_tokenizer", "rich_tokenizer"),
+    "rich-model": ("rhea.recipes.rich_model", "rich_model"),
 }
 _DESCRIPTION = (
     "Rhea: pictures, films and answers by next-token prediction. Start with: rhea demo. Examples: rhea COMMAND --help"

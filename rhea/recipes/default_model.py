@@ -1,43 +1,24 @@
 """The default model: a small transformer that draws, films, edits and answers about the shapes world.
 
-Its run folder holds the text tokenizer and, at the end, ``checkpoint``: the complete model in our layout, which is what
-``rhea.load`` and every command take. The vision tokenizer comes from a finished run of ``default-tokenizer``.
+The vision tokenizer comes from a finished run of ``default-tokenizer``.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rhea.checkpoints.configs import CheckpointConfig
-from rhea.checkpoints.load import Checkpoint, load_checkpoint
-from rhea.checkpoints.save import save_checkpoint
-from rhea.documents import formats
-from rhea.documents.document import ImageSize, Text
-from rhea.documents.grammar import Grammar, LossWeights
-from rhea.documents.loader import PackedLoader, PackedLoaderConfig
+from rhea.documents.grammar import LossWeights
+from rhea.documents.loader import PackedLoaderConfig
 from rhea.documents.mixture import Mixture, WeightedSource
-from rhea.documents.prefetch import Prefetcher
-from rhea.errors import InputError
-from rhea.generation.completion import Completer, Prompt
-from rhea.generation.results import contact_sheet
-from rhea.generation.sampling import SamplingConfig
-from rhea.media import write_picture
 from rhea.models.config import TransformerConfig
-from rhea.models.device import choose_device
-from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.default_tokenizer import VisionTokenizerRecipe, default_tokenizer, trained_tokenizer
-from rhea.tokenizers.text import TextTokenizer, load_text_tokenizer, train_text_tokenizer
-from rhea.tokenizers.vision import PixelPolicy, VisionCodec
-from rhea.tokenizers.vocabulary import Vocabulary, VocabularyConfig, compact_vocabulary
-from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig, Sampler
+from rhea.recipes.model_recipe import About, ModelRecipe
+from rhea.tokenizers.vision import PixelPolicy
+from rhea.training.next_token import NextTokenTaskConfig
 from rhea.training.optimizer import OptimizerConfig
 from rhea.training.schedule import ScheduleConfig
-from rhea.training.trainer import Trainer, TrainerConfig
+from rhea.training.trainer import TrainerConfig
 from rhea.worlds.shapes.questions import DESCRIBE, LAYOUT, QUESTION_TYPES
 from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig, ShapesTasks
 
@@ -121,120 +102,25 @@ are one of a few words.
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefaultModelRecipe:
+class DefaultModelRecipe(ModelRecipe):
     """Everything that decides the default model's training."""
 
     tokenizer: VisionTokenizerRecipe
-    tokenizer_run: str
-    """Run folder of the vision tokenizer, or a checkpoint that holds one."""
-    start_from: str = ""
-    """A checkpoint of this model to go on from, with its text tokenizer; random weights if empty."""
-    model: TransformerConfig
-    """Its vocab_size is filled in from the two tokenizers."""
-    text_vocab_size: int
-    text_documents: int
-    """How many documents the text tokenizer is trained on."""
     data: ShapesSourceConfig
-    loader: PackedLoaderConfig
-    task: NextTokenTaskConfig
-    trainer: TrainerConfig
-    generation: dict[str, Any]
-    """Defaults of generation, written into the checkpoint."""
-    device: str | None = None
-    """Where it trains: cpu, cuda or mps; by default the GPU if there is one. Pictures are coded on the CPU."""
 
-    def run(self, folder: Path) -> bool:
-        """Train in ``folder``, or go on there, and write ``folder/checkpoint``; return whether it is complete."""
-        return self.run_transformer(folder)
+    def about(self) -> About:
+        """Pictures of 64 x 64: the middle square of whatever it is given, values rounded to the nearest."""
+        policy = PixelPolicy(min_pixels=SIDE**2, max_pixels=SIDE**2, shape="square", rounding="nearest")
+        return About(policy=policy, samples=SAMPLES, side=SIDE, trained_on=TRAINED_ON, card=CARD)
 
-    def run_transformer(self, folder: Path) -> bool:
-        """Do so with the vision tokenizer of ``tokenizer_run``."""
-        vision_tokenizer = trained_tokenizer(self.tokenizer, Path(self.tokenizer_run))
-        start = load_checkpoint(self.start_from, dtype=torch.float32) if self.start_from else None
-        text_tokenizer = (start and start.text_tokenizer) or self._text_tokenizer(folder)
-        vocabulary = compact_vocabulary(text_tokenizer.vocab_size, self.tokenizer.model.codebook_size)
-        model = Transformer(replace(self.model, vocab_size=Vocabulary(vocabulary).size))
-        model.init_weights(self.trainer.seed)
-        if start is not None and start.transformer is not None:
-            if start.transformer.config != model.config:
-                raise InputError(f"{self.start_from} holds a transformer of other sizes than this recipe's")
-            model.load_state_dict(start.transformer.state_dict())
-        model.to(choose_device(self.device))
-        grammar, codec = Grammar(Vocabulary(vocabulary), text_tokenizer), VisionCodec(vision_tokenizer, pixel_policy())
-        task = NextTokenTask(self.task, model, Vocabulary(vocabulary), sampler=_sampler(grammar, codec))
-        with self._loader(grammar, codec) as loader:
-            complete = Trainer(self.trainer, task, loader, folder).train()
-        with task.export() as trained:
-            checkpoint = self._checkpoint(trained, vision_tokenizer, text_tokenizer, vocabulary)
-            save_checkpoint(folder / "checkpoint", checkpoint, card=CARD, overwrite=True)
-        return complete
+    def mixture(self, *, seed_offset: int = 0) -> Mixture:
+        """Draw from the shapes world alone."""
+        source = ShapesSource(replace(self.data, seed=self.data.seed + seed_offset))
+        return Mixture([WeightedSource(name="shapes", source=source)], seed=self.trainer.seed)
 
-    def _text_tokenizer(self, folder: Path) -> TextTokenizer:
-        """Train the text tokenizer once and keep it in the run folder."""
-        kept = folder / "tokenizer.json"
-        if not kept.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            texts = islice(_texts(self.data), self.text_documents)
-            train_text_tokenizer(texts, self.text_vocab_size).save(folder)
-        return load_text_tokenizer(kept)
-
-    def _loader(self, grammar: Grammar, codec: VisionCodec) -> Prefetcher:
-        mixture = Mixture([WeightedSource(name="shapes", source=ShapesSource(self.data))], seed=self.trainer.seed)
-        return Prefetcher(PackedLoader(self.loader, mixture, grammar, codec))
-
-    def _checkpoint(
-        self, model: Transformer, vision: VisionTokenizer, text: TextTokenizer, vocabulary: VocabularyConfig
-    ) -> Checkpoint:
-        half = Transformer(model.config)
-        half.load_state_dict(model.state_dict())
-        config = CheckpointConfig(
-            transformer=model.config,
-            vision_tokenizer=vision.config,
-            vocabulary=vocabulary,
-            pixels=pixel_policy(),
-            generation=self.generation,
-            trained_on=TRAINED_ON,
-        )
-        return Checkpoint(
-            config=config, transformer=half.to(torch.bfloat16), vision_tokenizer=vision, text_tokenizer=text
-        )
-
-
-def pixel_policy() -> PixelPolicy:
-    """Return the default model's: the middle square, made 64 x 64, and values rounded to the nearest."""
-    return PixelPolicy(min_pixels=SIDE**2, max_pixels=SIDE**2, shape="square", rounding="nearest")
-
-
-def _sampler(grammar: Grammar, codec: VisionCodec) -> Sampler:
-    """Return what draws one sheet of pictures while the model trains, the same prompts and seeds each time."""
-
-    def draw(model: Transformer, folder: Path, step: int) -> None:
-        size = ImageSize(height=SIDE // codec.policy.factor, width=SIDE // codec.policy.factor)
-        prompts = [
-            Prompt(
-                document=formats.text_to_image(text),
-                next=size,
-                negative=formats.text_to_image(""),
-                sampling=SamplingConfig(guidance_scale=2.0),
-                sample_index=index,
-            )
-            for text in SAMPLES
-            for index in range(2)
-        ]
-        drawn = Completer(model, grammar, codec).complete(prompts)
-        pictures = codec.decode_pictures([each.codes for each in drawn if each.codes is not None])
-        write_picture(folder / f"step-{step:08d}.png", contact_sheet(pictures))
-
-    return draw
-
-
-def _texts(config: ShapesSourceConfig) -> Iterator[str]:
-    """Yield the texts of one document after the other, from a seed of their own."""
-    source, index = ShapesSource(replace(config, seed=config.seed + 1)), 0
-    while True:
-        segments = source.document(index).segments
-        yield "\n".join(segment.text for segment in segments if isinstance(segment, Text))
-        index += 1
+    def vision_tokenizer(self) -> VisionTokenizer:
+        """Load what default-tokenizer or local-tokenizer made."""
+        return trained_tokenizer(self.tokenizer, Path(self.tokenizer_run))
 
 
 def default_model() -> DefaultModelRecipe:

@@ -7,6 +7,7 @@ until its codes can be predicted (docs/decisions/0006).
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from rhea.checkpoints.load import load_checkpoint
 from rhea.errors import InputError
@@ -100,10 +101,22 @@ def local_tokenizer() -> VisionTokenizerRecipe:
     )
 
 
-def trained_tokenizer(recipe: VisionTokenizerRecipe, folder: Path) -> VisionTokenizer:
+class TokenizerRecipe(Protocol):
+    """What must be known of a recipe to load what it trained."""
+
+    @property
+    def model(self) -> VisionTokenizerConfig:
+        """Its sizes."""
+
+    @property
+    def task(self) -> VisionTokenizerTaskConfig:
+        """How it was trained."""
+
+
+def trained_tokenizer(recipe: TokenizerRecipe, folder: Path, *, made_by: str = "default-tokenizer") -> VisionTokenizer:
     """Return the vision tokenizer of a run folder (averaged weights, newest state) or of a model's checkpoint folder.
 
-    InputError if there is none.
+    InputError if there is none; it names the recipe that makes one.
     """
     if (folder / "config.json").is_file():
         found = load_checkpoint(folder, parts=("vision_tokenizer",)).vision_tokenizer
@@ -113,7 +126,7 @@ def trained_tokenizer(recipe: VisionTokenizerRecipe, folder: Path) -> VisionToke
     task = VisionTokenizerTask(recipe.task, VisionTokenizer(recipe.model))
     saved = load_newest(folder)
     if saved is None:
-        raise InputError(f"no trained vision tokenizer in {folder}: run `rhea train default-tokenizer` first")
+        raise InputError(f"no trained vision tokenizer in {folder}: run `rhea train {made_by}` first")
     task.load_state(saved.task_state())
     with task.export() as averaged:
         weights = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}

@@ -1,58 +1,20 @@
 """Shapes, emoji and driving in one mixture through the packed loader, with the default model's tokenizers."""
 
-import json
 from pathlib import Path
 
 import numpy as np
-from tiny_shards import noise, sample, webp
+from tiny_shards import driving_shard, emoji_shard
 
 from rhea.checkpoints.load import load_checkpoint
-from rhea.config import to_dict
 from rhea.documents.grammar import Grammar
 from rhea.documents.loader import PackedLoader, PackedLoaderConfig
 from rhea.documents.mixture import Mixture, WeightedSource
 from rhea.documents.shard_source import ShardSourceConfig
-from rhea.documents.shards import write_shard
 from rhea.generation.loading import DEFAULT_MODEL
 from rhea.tokenizers.vision import VisionCodec
-from rhea.worlds.driving.recording import Recording
 from rhea.worlds.driving.source import TASKS, driving_source
 from rhea.worlds.emoji.source import EmojiSource, EmojiSourceConfig
 from rhea.worlds.shapes.source import ShapesSource
-
-
-def emoji_shard(folder: Path) -> str:
-    record = {
-        "emoji": "?",
-        "name_en": "butterfly",
-        "name_zh": "蝴蝶",
-        "keywords_en": ["insect"],
-        "keywords_zh": ["昆虫"],
-    }
-    style = {"style_en": "a flat icon", "style_zh": "扁平图标", "source": "here"}
-    samples = [
-        sample(f"c{n}_flat", noise(n, 128, 128), concept=f"c{n}", style="flat", **record, **style) for n in range(3)
-    ]
-    write_shard(folder / "emoji.tar", samples)
-    return str(folder / "emoji.tar")
-
-
-def driving_shard(folder: Path) -> str:
-    frames = 8
-    truth = Recording(
-        track_seed=0,
-        clockwise=False,
-        start=0,
-        warm_up=13,
-        fps=12.5,
-        controls=((0.0, 0.1, 0.0),) * frames,
-        speed=(30.0,) * frames,
-        yaw_rate=(0.5,) * frames,
-        offset=(0.0,) * frames,
-    )
-    files = {".webp": webp(noise(0, frames, 64, 64), 80), ".json": json.dumps(to_dict(truth)).encode()}
-    write_shard(folder / "driving.tar", [("film", files)])
-    return str(folder / "driving.tar")
 
 
 def test_three_sources_share_one_row(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""The rich model: emoji, shapes and driving in one small transformer, pictures of 64 x 64 and of 128 x 128.
+
+Emoji are drawn at both sides from the same words; only the size text tells which. The vision tokenizer comes from a
+finished run of ``rich-tokenizer``.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rhea.documents.grammar import LossWeights
+from rhea.documents.mixture import Mixture, WeightedSource
+from rhea.documents.shard_source import ShardSourceConfig
+from rhea.models.config import TransformerConfig
+from rhea.models.vision.tokenizer import VisionTokenizer
+from rhea.recipes.default_model import default_model
+from rhea.recipes.default_tokenizer import trained_tokenizer
+from rhea.recipes.model_recipe import About, ModelRecipe
+from rhea.recipes.rich_frames import SIDES, require_shards
+from rhea.recipes.rich_tokenizer import RichTokenizerRecipe, rich_tokenizer
+from rhea.tokenizers.vision import PixelPolicy
+from rhea.training.schedule import ScheduleConfig
+from rhea.worlds.driving.source import TASKS, driving_source
+from rhea.worlds.emoji.source import EmojiSource, EmojiSourceConfig, EmojiTasks
+from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig
+
+SAMPLES = (
+    "a flat icon of butterfly",
+    "a 3D rendered icon of red apple",
+    "一个扁平图标：狗脸",
+    "a small red circle",
+    "a large blue star and a small yellow ring",
+)
+"""What is drawn while it trains, twice each."""
+TRAINED_ON = (
+    "emoji of four styles, drawings of coloured shapes and films of a car on a race track seen from above, 64 x 64 and "
+    "128 x 128 pixels, with captions and questions in English and Chinese; of photographs it knows nothing"
+)
+CARD = f"""# Rhea's rich model
+
+A small transformer and its vision tokenizer. It draws, films, edits and answers questions, all by predicting the next
+token.
+
+**Trained on** {TRAINED_ON}.
+
+**Made by** the recipes `rich-tokenizer` and `rich-model` in `rhea/recipes`.
+
+**Notices** of the emoji and their names are in docs/notice-emoji.txt of the project; they go wherever these weights go.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RichShares:
+    """How many of the documents come from where, in proportion; 0 leaves a source out."""
+
+    shapes: float = 0.35
+    emoji: float = 0.3
+    """128 pixels wide."""
+    small_emoji: float = 0.2
+    """64 pixels wide."""
+    driving: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class RichDataConfig:
+    emoji: str = ""
+    """Folder of the emoji shards; the held-out cells are not shown."""
+    driving: str = ""
+    """Folder of the films that `rhea record driving` wrote."""
+    seed: int = 0
+    shares: RichShares = field(default_factory=RichShares)
+    shapes: ShapesSourceConfig = field(default_factory=ShapesSourceConfig)
+    emoji_tasks: EmojiTasks = field(default_factory=EmojiTasks)
+    num_frames: int = 16
+    """Length of the films of driving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RichModelRecipe(ModelRecipe):
+    """Everything that decides the rich model's training."""
+
+    tokenizer: RichTokenizerRecipe
+    data: RichDataConfig
+
+    def about(self) -> About:
+        """Pictures between the two sides in area, of any aspect ratio, values rounded to the nearest."""
+        policy = PixelPolicy(min_pixels=min(SIDES) ** 2, max_pixels=max(SIDES) ** 2, rounding="nearest")
+        return About(policy=policy, samples=SAMPLES, side=min(SIDES), trained_on=TRAINED_ON, card=CARD)
+
+    def mixture(self, *, seed_offset: int = 0) -> Mixture:
+        """Open the shards; InputError that says where they come from if they are not named."""
+        data, shares = self.data, self.data.shares
+        require_shards(emoji=data.emoji, driving=data.driving)
+        seed = data.seed + seed_offset
+
+        def emoji(side: int, seed: int) -> EmojiSource:
+            return EmojiSource(EmojiSourceConfig(shards=data.emoji, seed=seed, side=side, tasks=data.emoji_tasks))
+
+        films = ShardSourceConfig(
+            shards=data.driving, seed=seed, tasks=TASKS, num_frames=data.num_frames, given_latents=2
+        )
+        sources = [
+            WeightedSource(name="shapes", source=ShapesSource(replace(data.shapes, seed=seed)), weight=shares.shapes),
+            WeightedSource(name="emoji", source=emoji(max(SIDES), 2 * seed), weight=shares.emoji),
+            WeightedSource(name="small-emoji", source=emoji(min(SIDES), 2 * seed + 1), weight=shares.small_emoji),
+            WeightedSource(name="driving", source=driving_source(films), weight=shares.driving),
+        ]
+        return Mixture(sources, seed=self.trainer.seed)
+
+    def vision_tokenizer(self) -> VisionTokenizer:
+        """Load what rich-tokenizer made."""
+        return trained_tokenizer(self.tokenizer, Path(self.tokenizer_run), made_by="rich-tokenizer")
+
+
+def rich_model() -> RichModelRecipe:
+    """Return the recipe; about 10 M parameters, planned for some ten hours of one core with AVX-512 and bf16."""
+    recipe, steps = default_model(), 14_000
+    return RichModelRecipe(
+        tokenizer=rich_tokenizer(),
+        tokenizer_run="runs/rich-tokenizer",
+        model=TransformerConfig(
+            vocab_size=0,
+            dim=256,
+            num_layers=8,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=64,
+            ffn_dim=688,
+            max_seq_len=1024,
+            rope_theta=10_000.0,
+            qk_norm=True,
+        ),
+        text_vocab_size=4096,
+        text_documents=16_000,
+        data=RichDataConfig(shapes=recipe.data),
+        loader=replace(recipe.loader, loss=LossWeights(text=2.0, vision=0.5, structure=0.1, prompt=0.05)),
+        task=recipe.task,
+        trainer=replace(
+            recipe.trainer,
+            total_steps=steps,
+            schedule=ScheduleConfig(learning_rate=2e-3, warmup_steps=200, kind="wsd", decay_steps=steps // 4),
+        ),
+        generation=recipe.generation,
+    )
