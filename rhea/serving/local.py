@@ -41,6 +41,7 @@ from rhea.serving.backend import (
     TextDelta,
 )
 from rhea.serving.limits import Bounds
+from rhea.serving.rows import Rows
 from rhea.tokenizers.text import TextTokenizer
 
 T = TypeVar("T")
@@ -48,6 +49,8 @@ T = TypeVar("T")
 _SWITCH_SECONDS = 5e-4
 """How long a thread of pixels or HTTP may keep the interpreter from the engine, which asks for it after every operation
 of torch. Python's own 5 ms cost more than all else that a server adds."""
+_KEPT_FOR_TEXTS = 8
+"""One row of so many is kept from pictures and films; with fewer, none."""
 _UNFINISHED = "\ufffd"
 """What the bytes of half a character are decoded to."""
 
@@ -65,6 +68,8 @@ class LocalBackend:
         self._coded = threading.Event()
         """Whether what the thread of pixels took up last is done."""
         self._coded.set()
+        slots = self.engine.config.slots
+        self._for_drawing = Rows(slots - slots // _KEPT_FOR_TEXTS)
         self._requests = self._tokens = 0
         self._open = False
         defaults, codec = model.defaults, self.completer.codec
@@ -107,9 +112,11 @@ class LocalBackend:
 
     async def counters(self) -> dict[str, float]:
         """Return the engine's statistics and load, and the requests and tokens that are under way."""
+        load = self.engine.load
         return {
             **asdict(self.completer.statistics),
-            **self.engine.load,
+            **load,
+            "waiting": load["waiting"] + self._for_drawing.waiting,
             "slots": self.engine.config.slots,
             "requests": self._requests,
             "tokens": self._tokens,
@@ -182,7 +189,7 @@ class LocalBackend:
     async def _answer(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
         request, vocabulary = await self._request(prompt), self.completer.grammar.vocabulary
         text, token_ids = TextStream(self.completer.grammar.text_tokenizer), list[int]()
-        async with contextlib.aclosing(self._tokens_of(request)) as stream:
+        async with contextlib.aclosing(self._tokens_of(request, contextlib.nullcontext())) as stream:
             async for tokens in stream:
                 token_ids += tokens
                 if delta := text.take([token for token in tokens if token in vocabulary.text]):
@@ -227,7 +234,8 @@ class LocalBackend:
         token_ids, pixels, follower, shown = list[int](), None, None, 0
         if partials != 0:
             follower = self.completer.follower(prompt, request, partials and 1)
-        async with contextlib.aclosing(self._tokens_of(request)) as stream:
+        turn = self._for_drawing.taken(2 if request.guided else 1)
+        async with contextlib.aclosing(self._tokens_of(request, turn)) as stream:
             async for tokens in stream:
                 token_ids += tokens
                 if follower is not None and follower.feed(tokens) and _is_wanted(follower, partials, shown):
@@ -242,14 +250,16 @@ class LocalBackend:
         check_fits(request, self.engine.max_len)  # before anything is reserved for its pixels
         return request
 
-    async def _tokens_of(self, request: Request) -> AsyncGenerator[list[int], None]:
-        """Yield what the engine writes, if that much more may be under way."""
+    async def _tokens_of(
+        self, request: Request, turn: contextlib.AbstractAsyncContextManager[None]
+    ) -> AsyncGenerator[list[int], None]:
+        """Yield what the engine writes when it is the request's turn, if that much more may be under way."""
         tokens = (len(request.prompt) + request.max_new_tokens) * (2 if request.guided else 1)
         if self._tokens and self._tokens + tokens > self.bounds.max_tokens:
             raise BusyError(f"{self._tokens} tokens are under way already: try again later")
         self._tokens += tokens
         try:
-            async with contextlib.aclosing(self._background.stream(request)) as stream:
+            async with turn, contextlib.aclosing(self._background.stream(request)) as stream:
                 async for new in stream:
                     yield new
         finally:

@@ -14,9 +14,10 @@ from rhea.errors import BusyError, InputError
 from rhea.generation.engine import EngineConfig
 from rhea.generation.model import Rhea
 from rhea.generation.results import Film
-from rhea.serving.backend import BackendDiedError, Clip, Done, Draw, Event, Extend, Partial, Sampling
+from rhea.serving.backend import Answer, BackendDiedError, Clip, Done, Draw, Event, Extend, Partial, Sampling
 from rhea.serving.limits import Bounds
 from rhea.serving.local import LocalBackend, TextStream
+from rhea.serving.rows import Rows
 from rhea.tokenizers.text import train_text_tokenizer
 
 FRAMES = np.random.default_rng(1).integers(0, 256, (10, 32, 24, 3), dtype=np.uint8)
@@ -95,6 +96,63 @@ def test_bounds(model: Rhea) -> None:
             with pytest.raises(InputError):
                 await anext(backend.run(Draw(prompt=" ")))
             assert (await backend.counters())["requests"] == 0
+
+    asyncio.run(clients())
+
+
+def test_a_text_does_not_wait_for_pictures() -> None:
+    model = Rhea(tiny_checkpoint(max_seq_len=512), engine=EngineConfig(slots=8, window=1))
+
+    async def clients() -> None:
+        async with LocalBackend(model) as backend:
+
+            async def draw(seed: int) -> None:
+                sampling = Sampling(seed=seed, guidance_scale=2.0)
+                async for _ in backend.run(Draw(prompt="red", size="64x64", sampling=sampling), partials=0):
+                    pass
+
+            drawings = [asyncio.create_task(draw(seed)) for seed in range(5)]
+            while (load := await backend.counters())["running"] < 3 or load["waiting"] < 2:
+                await asyncio.sleep(0.001)
+            answered = [event async for event in backend.run(Answer(turns=(("two", None),), max_new_tokens=2))]
+            assert isinstance(answered[-1], Done)
+            load = await backend.counters()
+            assert (load["grids"], load["running"], load["waiting"]) == (0, 3, 2), "all pictures are still drawn"
+            for drawing in drawings[2:]:
+                drawing.cancel()  # one that runs, and both that wait
+            await asyncio.gather(*drawings[:2])
+            load = await backend.counters()
+            assert [load[name] for name in ("grids", "requests", "waiting", "rows")] == [2, 0, 0, 0]
+
+    asyncio.run(clients())
+
+
+def test_rows_are_handed_out_in_order() -> None:
+    async def clients() -> None:
+        rows, begun, ends = Rows(5), list[int](), [asyncio.Event() for _ in range(5)]
+
+        async def hold(number: int, wanted: int) -> None:
+            async with rows.taken(wanted):
+                begun.append(number)
+                await ends[number].wait()
+
+        held = [asyncio.create_task(hold(number, wanted)) for number, wanted in enumerate((2, 2, 2, 1, 9))]
+
+        async def after(*expected: int) -> None:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert (begun, rows.waiting) == ([*expected], 5 - len(expected) - gone)
+
+        gone = 0
+        await after(0, 1)  # the fourth would fit, but is not overtaken by nor overtakes the third
+        held[2].cancel()
+        gone = 1
+        await after(0, 1, 3)
+        for number in (0, 1):
+            ends[number].set()
+        await after(0, 1, 3)  # the last wants more than there are, so it waits for all
+        ends[3].set()
+        await after(0, 1, 3, 4)
 
     asyncio.run(clients())
 
