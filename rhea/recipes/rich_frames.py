@@ -47,7 +47,9 @@ class RichFramesConfig:
     whole_from: int = 1000
     """The microbatch from which on everything is shown whole."""
     pictures: FrameShares = field(default_factory=lambda: FrameShares(shapes=0.15, emoji=0.65, driving=0.2))
+    """Where those of 64 pixels come from, and the windows out of them."""
     large_pictures: FrameShares = field(default_factory=lambda: FrameShares(shapes=0.15, emoji=0.85))
+    """The same of 128 pixels; films are not enlarged for it."""
     clips: FrameShares = field(default_factory=lambda: FrameShares(shapes=0.35, driving=0.65))
 
 
@@ -63,8 +65,10 @@ class RichFrames:
     """Microbatches {"pictures", "clips"}, each a pure function of the configuration and its number."""
 
     def __init__(self, config: RichFramesConfig) -> None:
-        """Index the shards; InputError if there are none."""
+        """Index the shards; InputError if there are none, and for windows that do not fit."""
         require_shards(emoji=config.emoji, driving=config.driving)
+        if config.crop % 8 or not 0 < config.crop <= SIDES[0]:
+            raise InputError(f"crop is {config.crop}; it must be a multiple of 8 up to {SIDES[0]}")
         self.config = config
         emoji = EmojiSource(EmojiSourceConfig(shards=config.emoji))
         self._sources: tuple[FrameSource, ...] = (

@@ -87,6 +87,12 @@ def test_held_out_emoji_are_never_shown(shards: dict[str, str], tmp_path: Path) 
     assert RichFrames(config).next_batch()["pictures"].min() == 255
 
 
+@pytest.mark.parametrize("crop", [0, 36, 72])
+def test_windows_that_do_not_fit_are_refused(crop: int, shards: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=f"crop is {crop}; it must be a multiple of 8 up to 64"):
+        RichFrames(RichFramesConfig(**shards, crop=crop))
+
+
 @pytest.mark.parametrize(("missing", "advice"), [("emoji", "--data.emoji FOLDER"), ("driving", "rhea record driving")])
 def test_missing_shards_say_where_they_come_from(missing: str, advice: str, shards: dict[str, str]) -> None:
     named, recipe = shards | {missing: ""}, rich_model()
