@@ -98,7 +98,7 @@ class ServeOptions:
     no_key: bool = False
     """Let other machines in without a key."""
     slots: Annotated[int, arg(metavar="ROWS")] = 16
-    """Rows of the cache: requests worked on at once; a guided picture takes two."""
+    """Rows of the cache: requests worked on at once; a guided picture takes two, and one of eight is kept for texts."""
     max_requests: Annotated[int, arg(metavar="N")] = 128
     """Requests under way at once; one more is refused with 429."""
     max_tokens: Annotated[int, arg(metavar="N")] = 65_536

@@ -136,7 +136,7 @@ def _cell(look: Look, insight: Insight, place: int, strength: float, text: str, 
     chosen, on_this_frame = place == look.place, look.place is not None and look.place // in_frame == look.latent
     reachable = chosen if on_this_frame else place % in_frame == 0
     return (
-        f'<button type="button" data-place="{place}" tabindex="{0 if reachable else -1}" title="{escape(label)}" '
+        f'<button type="button" data-place="{place}"{show.tab_stop(reachable)} title="{escape(label)}" '
         f'aria-label="{escape(label)}"{_pressed(chosen, look.touched == "place")} '
         f'style="{_HEAT.format(0.8 * strength)}">'
         f"<span>{escape(text)}</span></button>"
@@ -158,14 +158,15 @@ def _words(look: Look, insight: Insight, language: str) -> str:
     for number, word in enumerate(seen.words):
         value, told = shown[number] if shown else (0.0, "")
         buttons.append(
-            f'<button type="button" data-word="{number}"{_pressed(number == look.word, look.touched == "word")} '
+            f'<button type="button" data-word="{number}"{_pressed(number == look.word, look.touched == "word")}'
+            f"{show.tab_stop(number == (look.word or 0))} "
             f'style="{_HEAT.format(0.8 * value / most)}">'
             f"<span{' class=written' if word.written else ''}>{escape(word.text)}</span>"
             f"{f' <small>{told}</small>' if told else ''}</button>"
         )
     note = f'<p class="rhea-note">{escape(say(language, "written_words"))}</p>' if seen.read else ""
     label = escape(say(language, "words"))
-    return f'<div class="rhea-words" role="group" aria-label="{label}">{"".join(buttons)}</div>{note}'
+    return f'<div class="rhea-words" role="group" data-columns="1" aria-label="{label}">{"".join(buttons)}</div>{note}'
 
 
 def _frames(look: Look, insight: Insight, language: str) -> str:
@@ -175,11 +176,11 @@ def _frames(look: Look, insight: Insight, language: str) -> str:
         label = escape(_span(insight, latent, language))
         buttons.append(
             f'<button type="button" data-latent="{latent}" aria-label="{label}" title="{label}"'
-            f"{_pressed(latent == look.latent, look.touched == 'latent')}>"
+            f"{_pressed(latent == look.latent, look.touched == 'latent')}{show.tab_stop(latent == look.latent)}>"
             f'<img class="rhea-pixels" src="{show.data_url(show.thumbnail(pixels), quick=True)}" alt=""></button>'
         )
     label = escape(say(language, "latents"))
-    return f'<div class="rhea-shelf" role="group" aria-label="{label}">{"".join(buttons)}</div>'
+    return f'<div class="rhea-shelf" role="group" data-columns="1" aria-label="{label}">{"".join(buttons)}</div>'
 
 
 def _pressed(pressed: bool, keeps_focus: bool) -> str:

@@ -28,20 +28,12 @@ element.addEventListener('click', event => {
   if (touched) trigger('select', Object.fromEntries(['place', 'word', 'latent']
     .filter(name => name in touched.dataset).map(name => [name, Number(touched.dataset[name])])));
 });
-element.addEventListener('keydown', event => {
-  const cell = event.target.closest('[data-place]');
-  if (!cell) return;
-  const columns = Number(cell.parentElement.dataset.columns);
-  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns}[event.key];
-  const next = step && element.querySelector(`[data-place="${Number(cell.dataset.place) + step}"]`);
-  if (next) { event.preventDefault(); next.focus(); }
-});
 watch('value', () => {
   const kept = element.querySelector('[data-focus]');
   if (kept) kept.focus({preventScroll: true});
 });
 """
-"""Clicks tell Python what was touched; arrows walk over the grid, whose cells are buttons."""
+"""Clicks tell Python what was touched, and what was touched keeps the focus."""
 
 
 def build(desk: Desk) -> None:

@@ -87,6 +87,7 @@ def mount(app: "FastAPI", blocks: gr.Blocks) -> "FastAPI":
         path="/",
         theme=gr.themes.Default(font=FONTS, font_mono=MONOSPACE),
         css=show.STYLE,
+        js=show.KEYS,
         max_file_size=MAX_UPLOAD,
         footer_links=[],
         run_history=False,

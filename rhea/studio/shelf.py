@@ -115,16 +115,18 @@ class Shelf:
         if not self.pieces:
             return f'<p class="rhea-note">{escape(say(language, "shelf_empty"))}</p>'
         buttons = "".join(self._button(number, language) for number in reversed(self.pieces))
-        return f'<div class="rhea-shelf" role="group" aria-label="{escape(say(language, "shelf"))}">{buttons}</div>'
+        label = escape(say(language, "shelf"))
+        return f'<div class="rhea-shelf" role="group" data-columns="1" aria-label="{label}">{buttons}</div>'
 
     def _button(self, number: int, language: str) -> str:
         piece = self.pieces[number]
         label = escape(say(language, "take", title=piece.title))
-        pressed = "true" if number == self.chosen else "false"
+        chosen = number == self.chosen
         shown = piece.pixels[0] if piece.is_film else piece.pixels
         badge = f'<span class="badge" aria-hidden="true">▶ {len(piece.pixels)}</span>' if piece.is_film else ""
         return (
-            f'<button type="button" data-pick="{number}" aria-pressed="{pressed}" aria-label="{label}" title="{label}">'
+            f'<button type="button" data-pick="{number}" aria-pressed="{"true" if chosen else "false"}"'
+            f'{show.tab_stop(chosen)} aria-label="{label}" title="{label}">'
             f'<img class="rhea-pixels" src="{data_url(thumbnail(shown), quick=True)}" alt="">{badge}</button>'
         )
 

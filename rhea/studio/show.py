@@ -13,6 +13,8 @@ from rhea import media
 
 STYLE = """
 .gradio-container { max-width: 70rem !important; margin: 0 auto !important; }
+.gradio-container :is(button, input, textarea, a, video, [tabindex]):focus-visible {
+  outline: 3px solid var(--color-accent) !important; outline-offset: 1px; }
 .rhea-row { display: flex; flex-wrap: wrap; gap: 1rem; margin: .5rem 0; align-items: flex-start; }
 .rhea-row figure { margin: 0; width: min(16rem, 100%); }
 .rhea-pixels { width: 100%; image-rendering: pixelated; border-radius: 6px; display: block;
@@ -24,7 +26,6 @@ STYLE = """
 .rhea-shelf button { flex: none; width: 4.6rem; min-height: 4.6rem; padding: 3px; border-radius: 8px; cursor: pointer;
   border: 2px solid transparent; background: none; position: relative; }
 .rhea-shelf button[aria-pressed=true] { border-color: var(--color-accent); background: var(--color-accent-soft); }
-.rhea-shelf button:focus-visible { outline: 3px solid var(--color-accent); }
 .rhea-shelf .badge { position: absolute; right: 6px; bottom: 6px; font-size: .8rem; background: #000a; color: #fff;
   border-radius: 4px; padding: 0 .25rem; }
 .rhea-strip { display: flex; gap: 3px; flex-wrap: wrap; }
@@ -34,7 +35,6 @@ STYLE = """
   padding: .35rem .6rem; cursor: pointer; min-height: 2.2rem; }
 .rhea-words .written { text-decoration: underline 2px var(--color-accent); text-underline-offset: .25rem; }
 .rhea-words button[aria-pressed=true] { border: 2px solid var(--color-accent); font-weight: 600; }
-.rhea-words button:focus-visible, .rhea-grid button:focus-visible { outline: 3px solid var(--color-accent); }
 .rhea-grid button:focus-visible { z-index: 1; }
 .rhea-look { display: flex; flex-direction: column; }
 .rhea-over { position: relative; width: min(32rem, 100%); }
@@ -49,6 +49,26 @@ STYLE = """
 .rhea-strip .given .rhea-pixels { border: 3px dashed #8888; }
 .rhea-strip figure { margin: 0; width: 4rem; flex: none; text-align: center; font-size: .75rem; }
 """
+
+
+KEYS = """
+() => document.addEventListener('keydown', event => {
+  const group = event.target.closest('[data-columns], [role=tablist]');
+  const buttons = group ? [...group.querySelectorAll('button')] : [];
+  const at = buttons.indexOf(event.target.closest('button')), columns = Number(group?.dataset.columns || 1);
+  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -at,
+    End: buttons.length - 1 - at}[event.key];
+  if (at < 0 || step === undefined || event.ctrlKey || event.altKey || event.metaKey) return;
+  event.preventDefault();
+  buttons[at + step]?.focus();
+})
+"""
+"""Arrow keys walk over a group's buttons, of which the Tab key stops at one only: it is soon past a full shelf."""
+
+
+def tab_stop(stops: bool) -> str:
+    """Return the attribute of a button in such a group: whether the Tab key stops at it."""
+    return f' tabindex="{0 if stops else -1}"'
 
 
 def png(pixels: np.ndarray, *, quick: bool = False) -> bytes:

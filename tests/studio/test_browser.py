@@ -404,6 +404,73 @@ def test_a_phone_in_chinese(chromium: Any, url: str) -> None:
     someone.leave()
 
 
+FOCUSED = """() => { const it = document.activeElement, style = getComputedStyle(it);
+  return [it.closest('[id]').id, it.innerText || it.value || '', style.outlineStyle, parseInt(style.outlineWidth)]; }"""
+
+
+def walk(page: Any, until: str, words: str = "") -> None:
+    """Press Tab until something of that id, or inside of it, has the focus; what has it on the way must show it."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        element, text, style, width = page.evaluate(FOCUSED)
+        assert (style, width) == ("solid", 3), (element, text)
+        if page.evaluate("id => document.activeElement.closest('#' + id) !== null", until) and words in text:
+            return
+    raise AssertionError(f"the Tab key does not come to {until} {words}")
+
+
+def test_a_hand_that_only_has_keys(visitor: Visitor) -> None:
+    page, keys = visitor.page, visitor.page.keyboard
+    page.evaluate("document.body.focus()")
+    for number, prompt in enumerate(("a red circle", "a blue star")):
+        if number:
+            page.locator("#language input").first.focus()
+        walk(page, "prompt")
+        keys.press("Control+a")
+        keys.type(prompt)
+        walk(page, "draw")
+        keys.press("Enter")
+        page.wait_for_function("n => document.querySelectorAll('#shelf button').length > n", arg=number)
+        visitor.until("create-status", "Done")
+    page.locator("#language input").first.focus()
+    walk(page, "shelf")
+    keys.press("ArrowRight")
+    keys.press("Enter")
+    page.wait_for_function("document.activeElement.ariaPressed === 'true'")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Take a red circle"
+    walk(page, "upload")
+    with page.expect_file_chooser():
+        keys.press("Enter")
+    walk(page, "tabs", "Create")
+    keys.press("End")
+    keys.press("ArrowLeft")
+    keys.press("Enter")
+    walk(page, "look")
+    keys.press("Enter")
+    visitor.until("look-status", "64 codes")
+    walk(page, "view", "surprise")
+    keys.press("Space")
+    visitor.until("look-board", "How improbable")
+    walk(page, "look-board", "a")
+    keys.press("ArrowRight")
+    keys.press("Enter")
+    visitor.until("look-status", "“red” was looked at most")
+    page.wait_for_function("document.activeElement.dataset.word === '1'")
+    walk(page, "look-board", "")
+    for key, place in (
+        ("End", 63),
+        ("ArrowUp", 55),
+        ("Home", 0),
+        ("ArrowDown", 8),
+        ("ArrowRight", 9),
+        ("ArrowLeft", 8),
+    ):
+        keys.press(key)
+        assert page.evaluate("document.activeElement.dataset.place") == str(place)
+    keys.press("Enter")
+    visitor.until("look-status", "row 2, column 1")
+
+
 def test_what_can_be_operated_has_a_name(visitor: Visitor) -> None:
     for tab in ("Create", "Ask", "Edit", "Continue", "Look inside", "Compare"):
         visitor.tab(tab)
