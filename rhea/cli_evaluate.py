@@ -16,11 +16,47 @@ from rhea.cli_options import GUIDANCE, MODEL, GuidanceOptions, ModelOptions
 from rhea.errors import InputError
 
 if TYPE_CHECKING:
+    from rhea.evaluation.page import Page
     from rhea.evaluation.report import Report
     from rhea.evaluation.task import Task
     from rhea.generation.model import Rhea
 
 Shard = Annotated[str | None, arg(metavar="I/N")]
+
+
+def default(
+    emoji: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    driving: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    limit: Annotated[int, arg(metavar="N")] = 200,
+    output: Path = Path("evaluation.json"),
+    seed: int = 0,
+    side: Annotated[int | None, arg(metavar="PIXELS")] = None,
+    shard: Shard = None,
+    model: ModelOptions = MODEL,
+) -> None:
+    """Grade all that the default model learned: shapes, emoji and driving; a report, and a page of samples beside it.
+
+    $ rhea evaluate default --emoji emoji --driving films --output report.json
+
+    Args:
+        emoji: Shards of emoji; without them that part is left out.
+        driving: Films that "rhea record driving" wrote with a seed of their own; without them that part is left out.
+        limit: Scenes, cells and films per figure; more are slower and surer.
+        output: The report, as JSON; the page is beside it (.html), and what is graded, to go on when interrupted.
+        seed: Of scenes, cells and sampling; no training seed, whichever you take.
+        side: Of the emoji; by default that of the checkpoint's pictures.
+        shard: Grade only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
+    """
+    from rhea.evaluation.default import default_task
+
+    _check_report(output)
+    loaded = _load(model)
+    task = default_task(loaded, emoji=emoji, driving=driving, limit=limit, seed=seed, side=side)
+    for name, reason in task.left_out.items():
+        say(f"{name}: {reason}")
+    report = _run(task, loaded, output, shard)
+    if report is not None:
+        _write_page(output.with_suffix(".html"), task.page(report))
 
 
 def shapes(
@@ -77,7 +113,6 @@ def reconstruction(
     """
     from rhea.evaluation import scores
     from rhea.evaluation.reconstruction import ReconstructionConfig, ReconstructionTask, pairs_page
-    from rhea.io import atomic_file
 
     _check_report(output)
     loaded = _load(model)
@@ -88,9 +123,7 @@ def reconstruction(
     task = ReconstructionTask(loaded, config, distances=distances, fid=fid)
     report = _run(task, loaded, output, shard)
     if report is not None and page is not None:
-        with atomic_file(page) as temporary:
-            temporary.write_text(pairs_page(task, report.records, loaded).html(), encoding="utf-8")
-        say(f"wrote {page}")
+        _write_page(page, pairs_page(task, report.records, loaded))
 
 
 def prompts(
@@ -180,13 +213,21 @@ def pictures(
 
 
 EVALUATIONS: dict[str, Callable[..., None]] = {
-    function.__name__: function for function in (shapes, reconstruction, prompts, pictures)
+    function.__name__: function for function in (default, shapes, reconstruction, prompts, pictures)
 }
 
 
 def _check_report(output: Path | None) -> None:
     if output is not None and output.suffix != ".json":
         raise InputError(f"the report is written as JSON; {output} must end in .json")
+
+
+def _write_page(path: Path, page: "Page") -> None:
+    from rhea.io import atomic_file
+
+    with atomic_file(path) as temporary:
+        temporary.write_text(page.html(), encoding="utf-8")
+    say(f"wrote {path}")
 
 
 def _load(model: ModelOptions) -> "Rhea":

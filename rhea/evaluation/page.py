@@ -20,6 +20,7 @@ img { image-rendering: pixelated; width: 10rem; border: 1px solid var(--line); b
 .strip { display: flex; gap: 3px; overflow-x: auto; padding-bottom: .25rem; }
 .strip img { width: 4rem; border-radius: 3px; } .strip img.given { opacity: .55; }
 figcaption { font-size: .9rem; margin-top: .35rem; } .answer { font-weight: 600; } .note { color: var(--muted); }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; font-size: .9rem; }
 .verdict { color: var(--muted); font-size: .85rem; } .verdict.good { color: var(--good); }
 """
 
@@ -72,6 +73,20 @@ class Film:
         return f'<figure class="film">{moving}<figcaption>{text}</figcaption><div class="strip">{strip}</div></figure>'
 
 
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Rows of text below a row of titles."""
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def html(self) -> str:
+        """Return its element."""
+        head = "".join(f"<th>{escape(title)}</th>" for title in self.titles)
+        rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self.rows)
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
 @dataclass(kw_only=True)
 class Page:
     """A page that grows section by section."""
@@ -81,7 +96,7 @@ class Page:
     about: str = "Everything below was written token by token by one transformer; nothing was picked by hand."
     _sections: list[str] = field(default_factory=list)
 
-    def add(self, title: str, command: str, shown: Sequence[Picture | Film]) -> None:
+    def add(self, title: str, command: str, shown: Sequence[Picture | Film | Grid]) -> None:
         """Add a section: what it is, the command that does the same, and its results."""
         row = "".join(each.html() for each in shown)
         self._sections.append(f'<h2>{escape(title)}</h2>\n<code>{escape(command)}</code>\n<div class="row">{row}</div>')

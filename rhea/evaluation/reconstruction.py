@@ -5,7 +5,6 @@ codes. PSNR and SSIM (Wang et al., 2004: a Gaussian window of 11, of 8-bit RGB) 
 frames of films and then over films. Files that cannot be read are left out, counted and named in the records.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from rhea import media
 from rhea.errors import InputError
 from rhea.evaluation.page import Film, Page, Picture
-from rhea.evaluation.report import Figure
+from rhea.evaluation.report import Figure, files_hash
 from rhea.evaluation.task import Record
 from rhea.generation.model import Rhea
 from rhea.generation.results import read_visual
@@ -76,9 +75,8 @@ class ReconstructionTask:
     @property
     def settings(self) -> dict[str, Any]:
         """Return what was measured on which files, known by their names and sizes."""
-        listed = "\n".join(f"{self.title(each)} {each.stat().st_size}" for each in self.files)
         return {
-            "files": hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest(),
+            "files": files_hash(self.files, self._config.folder),
             "max_frames": self._config.max_frames,
             "measures": list(self._measures),
             "kept": self._config.keep is not None,

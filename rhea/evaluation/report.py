@@ -6,7 +6,9 @@ hash in every layout, however it is cut into files.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,25 +71,28 @@ def share(group: str, name: str, right: list[bool], ceiling: list[bool], **unski
     )
 
 
-def table(report: Report) -> Table:
-    """Lay a report out for the terminal."""
-    shown = Table(
-        "",
-        "",
-        "measured",
-        "ceiling",
-        "without skill",
-        "items",
-        title=f"{report.benchmark} (weights {report.checkpoint_hash[:12]})",
-    )
-    group = ""
+TITLES = ("", "", "measured", "ceiling", "without skill", "items")
+
+
+def rows(report: Report) -> list[tuple[str, ...]]:
+    """Write every figure as one row below ``TITLES``."""
+    found: list[tuple[str, ...]] = []
     for each in report.figures:
         guesses = ", ".join(f"{name} {_written(value, each.unit)}" for name, value in each.unskilled.items())
-        cells = (_written(each.value, each.unit), _written(each.ceiling, each.unit), guesses, str(each.count))
-        if each.group != group and group:
+        measured, ceiling = _written(each.value, each.unit), _written(each.ceiling, each.unit)
+        found.append((each.group, each.name, measured, ceiling, guesses, str(each.count)))
+    return found
+
+
+def table(report: Report) -> Table:
+    """Lay a report out for the terminal."""
+    shown = Table(*TITLES, title=f"{report.benchmark} (weights {report.checkpoint_hash[:12]})")
+    last = ""
+    for group, *cells in rows(report):
+        if group != last and last:
             shown.add_section()
-        shown.add_row("" if each.group == group else each.group, each.name, *cells)
-        group = each.group
+        shown.add_row("" if group == last else group, *cells)
+        last = group
     return shown
 
 
@@ -108,6 +113,13 @@ def checkpoint_hash(checkpoint: Checkpoint) -> str:
             values = tensor.detach().to("cpu", torch.float32).contiguous()
             digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def files_hash(files: Iterable[Path], folder: Path | None = None) -> str:
+    """Return the SHA-256 of what files are called (below ``folder``, if one is given) and how large they are."""
+    names = ((each.relative_to(folder).as_posix() if folder else each.name, each) for each in files)
+    listed = "\n".join(f"{name} {each.stat().st_size}" for name, each in names)
+    return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _state(checkpoint: Checkpoint, part: str) -> dict[str, torch.Tensor]:

@@ -19,9 +19,10 @@ from rhea.config import to_dict
 from rhea.documents import formats
 from rhea.documents.document import Image, ImageSize, Video, VideoSize
 from rhea.errors import InputError
+from rhea.evaluation.page import Film, Picture
 from rhea.evaluation.report import Figure, Report, share
 from rhea.evaluation.runner import run_task
-from rhea.evaluation.task import Record
+from rhea.evaluation.task import EVALUATION, Record
 from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.defaults import GenerationDefaults
 from rhea.generation.model import Rhea
@@ -36,8 +37,6 @@ from rhea.worlds.shapes.questions import DESCRIBE, QUESTION_TYPES, balanced_ques
 from rhea.worlds.shapes.render import render
 from rhea.worlds.shapes.scene import CANVAS, HeldOut, Scene, sample_scene
 
-_EVALUATION = 20260923
-"""First word of every seed here; training sources have small ones."""
 _PLACE_TOLERANCE = 2.0
 """Pixels by which a round trip may move an object and still leave every question answerable."""
 
@@ -66,7 +65,7 @@ class _Bench:
         self.config, self.progress = config, progress
 
     def rng(self, section: int) -> np.random.Generator:
-        return np.random.default_rng([_EVALUATION, self.config.seed, section])
+        return np.random.default_rng([EVALUATION, self.config.seed, section])
 
     def language(self, rng: np.random.Generator) -> Language:
         return "en" if rng.random() < self.config.english else "zh"
@@ -75,7 +74,7 @@ class _Bench:
         return self.completer.complete(prompts, max_requests=self.config.batch, progress=self.progress)
 
     def seed(self, section: int, index: int) -> int:
-        return int(np.random.SeedSequence([_EVALUATION, self.config.seed, section, index]).generate_state(1)[0])
+        return int(np.random.SeedSequence([EVALUATION, self.config.seed, section, index]).generate_state(1)[0])
 
     def sampling(self, guidance_scale: float, temperature: float | None = None) -> SamplingConfig:
         return SamplingConfig(
@@ -116,6 +115,9 @@ class _Section(Protocol):
     def grade(self, cases: Sequence[_Case]) -> list[Record]: ...
     def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
         """Sum up the records of each name."""
+
+    def show(self, case: _Case, record: Record) -> tuple[str, list[Picture | Film]]:
+        """Return the command that does the same as a case, and its pictures."""
 
 
 class ShapesTask:
@@ -158,6 +160,15 @@ class ShapesTask:
         for case, record in zip(self._cases, records, strict=True):
             found[case.group].setdefault(case.name, []).append(record)
         return [figure for group, section in self._sections.items() for figure in section.figures(found[group])]
+
+    def standing(self, index: int, record: Record) -> tuple[str, float]:
+        """Return the group that a case is shown in, and how well it was done."""
+        return f"shapes, {self._cases[index].group}", float(-record["error"] if "error" in record else record["right"])
+
+    def show(self, index: int, record: Record) -> tuple[str, list[Picture | Film]]:
+        """Return the command that does the same as a case, and its pictures."""
+        case = self._cases[index]
+        return self._sections[case.group].show(case, record)
 
 
 def evaluate_shapes(model: Rhea, config: ShapesBenchmark, progress: Callable[[Progress], None] | None = None) -> Report:
@@ -209,16 +220,26 @@ class _TextToImage:
             )
             for case in cases
         ]
-        drawn = bench.decoded(bench.complete(prompts))
-        truth = bench.round_trip([render(case.about[1]) for case in cases])
+        written = bench.complete(prompts)
+        drawn, truth = bench.decoded(written), bench.round_trip([render(case.about[1]) for case in cases])
         return [
             {
                 "right": told.satisfied_by(read_picture(pixels)),
                 "ceiling": told.satisfied_by(read_picture(true)),
                 "fits others": fits,
+                "codes": _codes(codes).tolist(),
             }
-            for (told, _, fits), pixels, true in zip((case.about for case in cases), drawn, truth, strict=True)
+            for (told, _, fits), pixels, true, codes in zip(
+                (case.about for case in cases), drawn, truth, written, strict=True
+            )
         ]
+
+    def show(self, case: _Case, record: Record) -> tuple[str, list[Picture | Film]]:
+        """Return what was drawn."""
+        text = case.about[0].text
+        pixels = self.bench.codec.decode_picture(np.array(record["codes"]))
+        picture = Picture(pixels=pixels, caption=text, verdict=_verdict(record), note=case.name)
+        return f'rhea generate "{text}" --size {CANVAS}x{CANVAS} --seed {case.seed}', [picture]
 
     def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
         """Chance is how often another scene of the same kind fits a caption: drawing without reading it."""
@@ -282,6 +303,14 @@ class _Answers:
         ]
         return [*figures, _mean_of(figures, "all types")]
 
+    def show(self, case: _Case, record: Record) -> tuple[str, list[Picture | Film]]:
+        """Return what was asked about, and the answer."""
+        scene, question = case.about
+        verdict = _verdict(record) if record["right"] else f"is: {question.answer}"
+        return f'rhea ask PICTURE "{question.text}"', [
+            Picture(pixels=render(scene), caption=question.text, answer=record["answer"], verdict=verdict)
+        ]
+
 
 class _Films:
     """The rest of films, predicted from their first frames; the baselines are given the true centres."""
@@ -335,6 +364,7 @@ class _Films:
         return {
             "right": bool(score.kinds_exact),
             "ceiling": bool(ceiling.kinds_exact),
+            "codes": predicted.tolist(),
             "error": float(score.centre_error),
             "least error": float(ceiling.centre_error),
             "unskilled": {
@@ -357,6 +387,16 @@ class _Films:
             unit="px",
         )
         return [error, _share(self.group, "objects kept", films)]
+
+    def show(self, case: _Case, record: Record) -> tuple[str, list[Picture | Film]]:
+        """Return what was predicted, and the truth."""
+        defaults, codes = self.bench.defaults, np.array(record["codes"])
+        predicted = self.bench.codec.decode_film(codes, defaults.num_frames)
+        told = {f"predicted, {record['error']:.1f} px": predicted, "what really happens": render_film(case.about)}
+        return f"rhea extend FILM --seed {case.seed}", [
+            Film(frames=frames, fps=defaults.fps, caption=caption, given=defaults.given_frames)
+            for caption, frames in told.items()
+        ]
 
 
 def _centre_error(predicted: np.ndarray, true: np.ndarray) -> float:
@@ -394,15 +434,16 @@ class _Edits:
             )
             for case, source in zip(cases, sources, strict=True)
         ]
-        drawn = bench.decoded(bench.complete(prompts))
-        truth = bench.round_trip([render(each.target) for each in edits])
+        written = bench.complete(prompts)
+        drawn, truth = bench.decoded(written), bench.round_trip([render(each.target) for each in edits])
         return [
             {
                 "right": edit.is_right(read_picture(pixels)),
                 "ceiling": edit.is_right(read_picture(true)),
                 "unchanged": edit.is_right(edit.source.objects),
+                "codes": _codes(codes).tolist(),
             }
-            for edit, pixels, true in zip(edits, drawn, truth, strict=True)
+            for edit, pixels, true, codes in zip(edits, drawn, truth, written, strict=True)
         ]
 
     def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
@@ -411,6 +452,14 @@ class _Edits:
             for name, each in records.items()
         ]
         return [*figures, _mean_of(figures, "all edits")]
+
+    def show(self, case: _Case, record: Record) -> tuple[str, list[Picture | Film]]:
+        """Return the picture before and after."""
+        edit, after = case.about, self.bench.codec.decode_picture(np.array(record["codes"]))
+        return f'rhea edit PICTURE "{edit.instruction}" --seed {case.seed}', [
+            Picture(pixels=render(edit.source), caption="before"),
+            Picture(pixels=after, caption=edit.instruction, verdict=_verdict(record)),
+        ]
 
 
 def _mean_of(figures: Sequence[Figure], name: str) -> Figure:
@@ -424,6 +473,10 @@ def _mean_of(figures: Sequence[Figure], name: str) -> Figure:
         count=sum(figure.count for figure in figures),
         unskilled={guess: float(np.mean([figure.unskilled[guess] for figure in figures]))},
     )
+
+
+def _verdict(record: Record) -> str:
+    return "exactly as asked" if record["right"] else "not as asked"
 
 
 def _codes(completion: Completion) -> Any:

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 from rhea.evaluation.report import Figure
 
+EVALUATION = 20260923
+"""First word of every seed of ours; training sources have small ones."""
+
 Record = dict[str, Any]
 """What grading found in one item: plain JSON values, small enough for a line of a file."""
 

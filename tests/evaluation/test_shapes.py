@@ -1,13 +1,13 @@
 """The benchmark graded: an oracle reaches every ceiling, one that copies or guesses gets what no skill gets."""
 
 import json
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny_model import TRAINED_ON, tiny_checkpoint
+from lossless_model import LosslessCodec, model_that
+from tiny_model import tiny_checkpoint
 
 from rhea.documents.document import Text, Video
 from rhea.errors import InputError
@@ -15,51 +15,10 @@ from rhea.evaluation import shapes
 from rhea.evaluation.report import checkpoint_hash, table
 from rhea.evaluation.shapes import ShapesBenchmark, evaluate_shapes
 from rhea.generation.completion import Completion, Prompt
-from rhea.generation.defaults import GenerationDefaults
 from rhea.generation.model import Rhea
 from rhea.logging import console
 from rhea.worlds.shapes.films import render_film
 from rhea.worlds.shapes.render import render
-
-DEFAULTS = GenerationDefaults(num_frames=16, given_frames=4)
-
-
-class LosslessCodec:
-    """A codec that keeps what it is given: every code of a grid is the number of the picture or clip."""
-
-    spatial_factor, clip_frames = 8, 4
-
-    def __init__(self) -> None:
-        self.kept: list[np.ndarray] = []
-
-    def encode_pictures(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        self.kept += list(pictures)
-        return [np.full((8, 8), len(self.kept) - len(pictures) + index) for index in range(len(pictures))]
-
-    def decode_pictures(self, grids: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [self.kept[int(grid[0, 0])] for grid in grids]
-
-    def encode_film(self, frames: np.ndarray) -> np.ndarray:
-        return np.stack(self.encode_pictures(list(frames.reshape(-1, 4, 64, 64, 3))))
-
-    def decode_film(self, codes: np.ndarray, num_frames: int) -> np.ndarray:
-        return np.concatenate(self.decode_pictures(list(codes)))[:num_frames]
-
-
-def model_that(complete: Callable[[LosslessCodec, Prompt], Completion]) -> Rhea:
-    """Return something like a Rhea whose completions are made by ``complete``."""
-    codec = LosslessCodec()
-
-    def complete_all(prompts: list[Prompt], **_: Any) -> list[Completion]:
-        return [complete(codec, prompt) for prompt in prompts]
-
-    completer = SimpleNamespace(complete=complete_all)
-    return cast(
-        Rhea,
-        SimpleNamespace(
-            codec=codec, completer=completer, defaults=DEFAULTS, checkpoint=tiny_checkpoint(), trained_on=TRAINED_ON
-        ),
-    )
 
 
 def copy(codec: LosslessCodec, prompt: Prompt) -> Completion:

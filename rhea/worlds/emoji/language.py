@@ -41,15 +41,24 @@ def caption(rng: np.random.Generator, emoji: Emoji, language: Language) -> str:
 
 def questions(rng: np.random.Generator, emoji: Emoji, language: Language) -> list[Question]:
     """Ask for the name, the keywords and the style, in any order; answers are exact."""
-    english = language == "en"
-    asked = [
-        Question("What is this called?" if english else "这叫什么？", name(emoji, language)),
-        Question(
-            "Which keywords fit?" if english else "有哪些关键词？", COMMA[language].join(keywords(emoji, language))
-        ),
-        Question("In what style is it drawn?" if english else "这是什么风格？", style(emoji, language)),
-    ]
+    asked = [name_question(emoji, language), keywords_question(emoji, language), style_question(emoji, language)]
     return [asked[place] for place in rng.permutation(len(asked))]
+
+
+def name_question(emoji: Emoji, language: Language) -> Question:
+    """Ask for the exact name."""
+    return Question("What is this called?" if language == "en" else "这叫什么？", name(emoji, language))
+
+
+def keywords_question(emoji: Emoji, language: Language) -> Question:
+    """Ask for all keywords."""
+    answer = COMMA[language].join(keywords(emoji, language))
+    return Question("Which keywords fit?" if language == "en" else "有哪些关键词？", answer)
+
+
+def style_question(emoji: Emoji, language: Language) -> Question:
+    """Ask for the style."""
+    return Question("In what style is it drawn?" if language == "en" else "这是什么风格？", style(emoji, language))
 
 
 def name(emoji: Emoji, language: Language) -> str:
