@@ -1,4 +1,4 @@
-"""A connection that gives up on a client that takes nothing of its answer any more.
+"""A connection that gives up on a client that takes nothing of its answer any more, and errs in our words.
 
 A client may stop reading and stay. Its answer then waits in ``send`` for ever, and holds a place in the server and the
 engine. Only who owns the socket can end that: closing would first wait for what is unsent, so it is aborted, which the
@@ -8,6 +8,8 @@ app hears as a client that left.
 import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from rhea.serving.errors import ApiError
 
 
 def giving_up_after(seconds: float) -> type[H11Protocol]:
@@ -34,6 +36,13 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_watch()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, which never comes to the app."""
+        error = ApiError(400, "this is no valid HTTP/1.1 request", code="bad_request").response()
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-length: {len(error.body)}\r\n"
+        self.transport.write(f"{head}content-type: application/json\r\nconnection: close\r\n\r\n".encode() + error.body)
+        self.transport.close()
 
     def _begin_watch(self) -> None:
         left = self.transport.get_write_buffer_size()  # less and less: the app waits, and writes no more

@@ -8,8 +8,10 @@ out every file of this machine; and what is fetched or cut knows nothing of our 
 import re
 
 import gradio as gr
+from fastapi import FastAPI, HTTPException, Request
 from gradio import processing_utils
 from starlette.responses import PlainTextResponse
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _SHUT = re.compile(r"/(?:file[=/]\s*https?:|proxy=|process_recording|vibe-)", re.IGNORECASE)
@@ -30,6 +32,15 @@ def shut(blocks: gr.Blocks) -> None:
     """Take only files that were uploaded, and fetch none; the latter for all of Gradio in this process."""
     blocks.has_launched = True
     processing_utils.async_ssrf_protected_download = _nothing
+
+
+def keep(app: FastAPI, prefix: str) -> None:
+    """Let the app itself refuse what is not there under a prefix, rather than the page that is mounted after this."""
+
+    @app.api_route(f"{prefix}{{rest:path}}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def refuse(request: Request) -> None:
+        here = any(route.matches(request.scope)[0] is Match.PARTIAL for route in app.router.routes)
+        raise HTTPException(405 if here else 404)
 
 
 async def _nothing(url: str, cache_dir: str) -> str:

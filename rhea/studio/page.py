@@ -80,6 +80,7 @@ def create_studio(
 def mount(app: "FastAPI", blocks: gr.Blocks) -> "FastAPI":
     """Let an app carry the page at ``/``; its own routes must be there already, and who may come in is its business."""
     gate.shut(blocks)
+    gate.keep(app, "/v1/")
     app.add_middleware(gate.Gate)
     return gr.mount_gradio_app(
         app,

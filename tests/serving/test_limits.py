@@ -237,6 +237,16 @@ def test_stopping_lets_requests_finish() -> None:
             assert "image_generation.completed" in "".join(lines)
 
 
+def test_what_is_no_http_is_refused_in_the_same_shape(served: Served) -> None:
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost : x\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
 def test_errors_of_any_kind_have_a_shape() -> None:
     told = api_error(ValueError("/secret/path")).body["error"]
     assert (told["type"], told["code"]) == ("server_error", "internal_error")

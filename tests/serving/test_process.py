@@ -161,6 +161,21 @@ def test_sigterm_to_all_lets_it_finish_and_leaves_nothing_behind(command: Comman
     until(lambda: not engine.is_running(), "the engine's process is gone")
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+def test_a_server_that_is_ended_at_work_leaves_nothing_behind(tiny: Path, number: signal.Signals) -> None:
+    command = Command(tiny)
+    children = psutil.Process(command.process.pid).children(recursive=True)
+    assert len(children) == 2, "the engine, and who decodes media"
+    with command.client() as client:
+        events = stream(client)
+        next(events)
+        command.process.send_signal(number)
+        if number == signal.SIGINT:  # it finishes what it has begun
+            assert [event.type for event in events][-1] == "image_generation.completed"
+    assert command.process.wait(PATIENCE) == (0 if number == signal.SIGINT else -number)
+    until(lambda: all(not child.is_running() or _is_zombie(child) for child in children), "its processes are gone")
+
+
 def test_tasks_cross_the_socket_and_its_end_ends_the_child(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def tasks() -> None:
         choice = ModelChoice(checkpoint=str(tiny), window=1)

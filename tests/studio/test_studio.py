@@ -467,8 +467,12 @@ def test_page_and_api_share_a_door(tiny: Rhea, tmp_path: Path) -> None:
             assert page.status_code == 200
             assert "gradio" in page.text
             assert "googleapis" not in page.text
-            models = await client.get("/v1/models", headers={"Authorization": "Bearer secret"})
+            client.headers["Authorization"] = "Bearer secret"
+            models = await client.get("/v1/models")
             assert models.json()["data"][0]["id"]
+            for method, path, status in (("GET", "nothing", 404), ("DELETE", "models", 405), ("GET", "videos/x", 404)):
+                answer = await client.request(method, f"/v1/{path}")
+                assert (answer.status_code, list(answer.json())) == (status, ["error"]), path
             assert (await client.get("/config", auth=("anybody", "secret"))).json()["analytics_enabled"] is False
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
