@@ -36,6 +36,7 @@ HARD = (
     "vertical",
     "relation",
     "existence",
+    LAYOUT,
 )
 """Questions that need a look-up in the picture and are learned last, asked three times as often as the others."""
 GENERATION: dict[str, Any] = {
@@ -158,7 +159,7 @@ def default_model() -> DefaultModelRecipe:
             given_latents=2,
             min_turns=10,
             max_turns=14,
-            questions=(*QUESTION_TYPES, DESCRIBE, LAYOUT, *HARD, *HARD),
+            questions=(*QUESTION_TYPES, DESCRIBE, *HARD, *HARD, LAYOUT),
         ),
         loader=PackedLoaderConfig(
             rows=4,
