@@ -69,7 +69,7 @@ class DefaultTask:
     def page(self, report: Report) -> Page:
         """Show all figures, and samples of every group."""
         page = Page(
-            title="The default model, graded" if report.figures else "Nothing graded",
+            title="The default model, graded",
             trained_on=report.trained_on,
             about=f"Weights {report.checkpoint_hash[:12]}. Best, typical and worst are by the group's own measure.",
         )

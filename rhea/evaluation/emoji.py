@@ -31,10 +31,12 @@ from rhea.worlds.emoji.emoji import Cell, Emoji, Language
 from rhea.worlds.emoji.language import Question, keywords, keywords_question, name, name_question
 from rhea.worlds.emoji.source import EmojiSource, EmojiSourceConfig
 
+Group = Literal["drawn", "named"]
 Kind = Literal["trained", "held out", "absent"]
 KINDS: tuple[Kind, ...] = ("trained", "held out", "absent")
 LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
 TOP = (1, 5)
+_SAID: dict[Judge, str] = {"asked style": "asked style", "other styles": "other styles", "linear": "linear classifier"}
 ABSENT_JUDGES: tuple[Judge, ...] = ("other styles", "linear")
 
 
@@ -49,11 +51,13 @@ class EmojiBenchmark:
     """Of the pictures in pixels; by default that of the checkpoint's pictures."""
     batch: int = 32
     """Requests that run together."""
+    kinds: tuple[Kind, ...] = KINDS
+    groups: tuple[Group, ...] = ("drawn", "named")
 
 
 @dataclass(frozen=True)
 class _Case:
-    group: Literal["drawn", "named"]
+    group: Group
     kind: Kind
     cell: Cell
     language: Language
@@ -84,7 +88,9 @@ class EmojiTask:
         shards, emojis = self.source.shards, self.source.emojis
         self._likeness = Likeness((emoji.cell, shards.picture(number)) for number, emoji in enumerate(emojis))
         drawn = self._drawn_cases()
-        self._cases = [*drawn, *(replace(case, group="named") for case in drawn if case.kind != "absent")]
+        named = [replace(case, group="named") for case in drawn if case.kind != "absent"]
+        asked = [*drawn, *named]
+        self._cases = [case for case in asked if case.kind in config.kinds and case.group in config.groups]
         self._words = {
             language: {each.concept: {_plain(word) for word in keywords(each, language)} for each in emojis}
             for language in LANGUAGES
@@ -136,7 +142,7 @@ class EmojiTask:
             ]
         text = self.source.prompt(case.cell, case.language)
         pixels = self._codec.decode_picture(np.array(record["codes"]))
-        places = ", ".join(f"place {rank + 1} by {judge}" for judge, rank in record["ranks"].items())
+        places = ", ".join(f"place {rank + 1} by the {_SAID[judge]}" for judge, rank in record["ranks"].items())
         shown: list[Picture | Film] = [Picture(pixels=pixels, caption=text, verdict=places)]
         shown.append(Picture(pixels=true, caption="the true one" if case.kind != "absent" else "in another style"))
         return f'rhea generate "{text}" --size {side}x{side} --seed {case.seed}', shown

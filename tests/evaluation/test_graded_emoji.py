@@ -95,7 +95,7 @@ def test_who_draws_and_names_rightly_reaches_every_ceiling(folder: Path, twin: i
     assert len(recalls) == 4
     for figure in recalls:
         assert figure.ceiling == 1
-        assert figure.unskilled["chance"] == 0
+        assert figure.unskilled["chance"] == pytest.approx(1 / 3), "one of three is shared by all"
         assert figure.value >= 31 / 33, "a twin's keywords are its own"
 
 

@@ -31,7 +31,7 @@ def draw(cell: Cell) -> np.ndarray:
 def words(concept: str, language: str) -> tuple[str, list[str]]:
     """Return name and keywords."""
     name = f"thing {concept}" if language == "en" else f"东西{concept}"
-    return name, [f"{concept}{each}" for each in ("xy" if language == "en" else "甲乙")]
+    return name, [*(f"{concept}{each}" for each in ("xy" if language == "en" else "甲乙")), "shared"]
 
 
 def toy_emoji(folder: Path) -> Path:
