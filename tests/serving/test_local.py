@@ -112,7 +112,7 @@ def test_a_text_does_not_wait_for_pictures() -> None:
                     pass
 
             drawings = [asyncio.create_task(draw(seed)) for seed in range(5)]
-            while (load := await backend.counters())["running"] < 3 or load["waiting"] < 2:
+            while (load := await backend.counters())["running"] < 3 or load["running"] + load["waiting"] < 5:
                 await asyncio.sleep(0.001)
             answered = [event async for event in backend.run(Answer(turns=(("two", None),), max_new_tokens=2))]
             assert isinstance(answered[-1], Done)
