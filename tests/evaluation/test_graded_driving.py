@@ -61,6 +61,14 @@ def test_who_knows_the_future_reaches_the_ceiling(folder: Path) -> None:
         assert figure.value < 0.5 * figure.unskilled["typical"], figure
         assert figure.value == report.figure("driving, the reader on true frames", figure.name).value
 
+    def film(number: int) -> tuple[np.ndarray, np.ndarray]:
+        frames, told = toy_film(number)
+        return frames, np.stack([told.yaw_rate, told.offset], axis=1)
+
+    reader = Reader([film(number) for number in range(5, 40)])
+    by_hand = [np.abs(reader.read(frames[2:20]) - truth[4:20]).mean(axis=0) for frames, truth in map(film, range(5))]
+    assert [each.value for each in report.figures[4:6]] == pytest.approx(np.mean(by_hand, axis=0).tolist(), rel=1e-3)
+
 
 def test_who_repeats_the_last_frame_gets_what_that_gets(folder: Path) -> None:
     report = graded(model_that(repeat), folder)
