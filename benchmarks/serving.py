@@ -6,7 +6,7 @@
    without a server it ends when the PNG is in base64, through HTTP when the event's line has arrived at the client.
 2. answers: short answers about pictures, asked by 1, 8 and 32 clients, each with one question after the other.
 3. first token: until the first text of a streamed answer, while 0, 4 and 8 clients draw one picture after the other.
-   Eight guided pictures hold all 16 rows of the cache, so a question waits for one to end.
+   Pictures may hold 14 of the 16 rows of the cache; the others are kept for texts.
 4. load: clients of every kind (`clients.py`) for --load seconds, more than --max-requests lets in. Every request must
    be answered or refused in order, the memory of server and engine must stay as it is after the first quarter, and
    each different request is afterwards sent alone: its answer must be the same, byte for byte (films are left out, for

@@ -63,7 +63,7 @@ token, so that every part of Rhea can be tried on a laptop without a download.
 Both parts started from random weights; no other data went in. Ten combinations of size, colour and shape were left out
 on purpose, so that what it makes of them can be graded.
 
-**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in less than eight hours:
+**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about nine hours:
 
     rhea train default-tokenizer
     rhea train local-tokenizer --task.codebook.merge-below 0
@@ -83,14 +83,22 @@ on purpose, so that what it makes of them can be graded.
         --data.tasks.video-prediction 0.15 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
         --data.questions $all $hard height height vertical count_shape     # stopped after step 1,917
     rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/fifth/checkpoint --data.seed 7 \\
-        --trainer.total-steps 4400 --trainer.schedule.decay-steps 1200 \\
+        --output runs/sixth --trainer.total-steps 4400 --trainer.schedule.decay-steps 1200 \\
         --data.tasks.text-to-image 0.40 --data.tasks.question-answering 0.33 --data.tasks.editing 0.08 \\
         --data.tasks.video-prediction 0.13 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
         --data.questions $all $hard
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/sixth/checkpoint --data.seed 8 \\
+        --trainer.total-steps 5200 --trainer.schedule.decay-steps 1400 \\
+        --data.tasks.text-to-image 0.40 --data.tasks.question-answering 0.31 --data.tasks.editing 0.08 \\
+        --data.tasks.video-prediction 0.15 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
+        --data.questions $all $places
 
-where `$all` is each of the 13 types of question once (the default's first 13) and `$hard` is height four times,
-vertical, relation, count_colour and count_shape three times each and horizontal twice. The first two runs still wrote
-the source picture of an edit before the instruction; only the last one had captions that say where things are.
+where `$all` is each type of question once and `$hard` is height four times, vertical, relation, count_colour and
+count_shape three times each and horizontal twice. The first two runs still wrote the source picture of an edit before
+the instruction; only the last two had captions that say where things are, and only the last one the questions "place"
+and "layout". Its `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical and
+relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times each, layout
+and count_colour twice, place, horizontal and height once.
 
 Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model.
 
