@@ -40,6 +40,8 @@ HARD = (
 )
 """Questions that need a look-up in the picture and are learned last, asked three times as often as the others."""
 GENERATION: dict[str, Any] = {
+    "temperature": 0.9,
+    "top_p": 0.9,
     "guidance_scale": 3.0,
     "film_guidance_scale": 1.0,
     "edit_guidance_scale": 2.0,
