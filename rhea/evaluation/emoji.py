@@ -84,6 +84,7 @@ class EmojiTask:
             "generation": to_dict(model.defaults),
         }
         self._codec, self._size = model.prompts.codec, (side, side)
+        model.prompts.draw("any", size=self._size)  # a size that cannot be drawn is told before anything is
         self._emojis: dict[str, Emoji] = {emoji.concept: emoji for emoji in self.source.emojis}
         shards, emojis = self.source.shards, self.source.emojis
         self._likeness = Likeness((emoji.cell, shards.picture(number)) for number, emoji in enumerate(emojis))
@@ -92,8 +93,7 @@ class EmojiTask:
         asked = [*drawn, *named]
         self._cases = [case for case in asked if case.kind in config.kinds and case.group in config.groups]
         self._words = {
-            language: {each.concept: {_plain(word) for word in keywords(each, language)} for each in emojis}
-            for language in LANGUAGES
+            language: {each.concept: _parts(*keywords(each, language)) for each in emojis} for language in LANGUAGES
         }
 
     def __len__(self) -> int:
@@ -252,7 +252,7 @@ class EmojiTask:
             "keywords": listed.strip(),
             "exact": _plain(named) in right,
             "readable": readable,
-            "recall": _recall(wanted, {_plain(word) for word in re.split("[,，、]", listed)}),
+            "recall": _recall(wanted, _parts(listed)),
             "readable recall": 1.0 if readable else _recall(wanted, words[seen]),
             "chance recall": sum(others) / max(1, len(others)),
         }
@@ -285,6 +285,11 @@ def _codes(completion: Completion) -> np.ndarray:
 def _plain(text: str) -> str:
     """Return words without what does not count: case, outer blanks, a full stop."""
     return text.strip().rstrip(".。").casefold()
+
+
+def _parts(*texts: str) -> set[str]:
+    """Return what is enumerated; a keyword may itself be two, with a comma."""
+    return {_plain(part) for text in texts for part in re.split("[,，、]", text)}
 
 
 def _recall(wanted: set[str], said: set[str]) -> float:

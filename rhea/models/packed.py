@@ -21,8 +21,11 @@ _FEWEST_ROWS = 4
 
 
 def padded_rows(count: int) -> int:
-    """Return the number of rows that ``count`` of them are padded to: one of four in every octave, from four up."""
-    step = 1 << max((count - 1).bit_length() - 3, 0)
+    """Return the number of rows that ``count`` of them are padded to.
+
+    One of four in every octave from four up to 128, beyond that a multiple of 32, which large prefills hardly notice.
+    """
+    step = 1 << min(max((count - 1).bit_length() - 3, 0), 5)
     return max(-(-count // step) * step, _FEWEST_ROWS)
 
 

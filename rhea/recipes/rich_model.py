@@ -50,7 +50,7 @@ token.
 
 @dataclass(frozen=True, kw_only=True)
 class RichShares:
-    """How many of the documents come from where, in proportion; 0 leaves a source out."""
+    """How many of the documents come from where, in proportion."""
 
     shapes: float = 0.35
     emoji: float = 0.3

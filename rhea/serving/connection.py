@@ -7,6 +7,7 @@ app hears as a client that left.
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rhea.serving.errors import ApiError
@@ -38,7 +39,10 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, which never comes to the app."""
+        """Answer what is no HTTP, which never comes to the app; an answer that has begun can only be cut off."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
         error = ApiError(400, "this is no valid HTTP/1.1 request", code="bad_request").response()
         head = f"HTTP/1.1 400 Bad Request\r\ncontent-length: {len(error.body)}\r\n"
         self.transport.write(f"{head}content-type: application/json\r\nconnection: close\r\n\r\n".encode() + error.body)

@@ -73,7 +73,8 @@ def api_error(error: BaseException) -> ApiError:
         return _invalid(error)
     if isinstance(error, HTTPException):
         message = _HTTP.get(error.status_code, "the request was refused")
-        return ApiError(error.status_code, message, code=_CODES.get(error.status_code, "refused"))
+        code, headers = _CODES.get(error.status_code, "refused"), dict(error.headers or {})
+        return ApiError(error.status_code, message, code=code, headers=headers)
     return ApiError(500, "something broke inside the server; its log tells what", code="internal_error")
 
 

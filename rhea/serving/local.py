@@ -88,6 +88,7 @@ class LocalBackend:
         )
 
     async def __aenter__(self) -> "LocalBackend":
+        self._switch_seconds = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_SECONDS)
         threads = torch.get_num_threads()
         # Each thread has a team of its own: with two whole ones, both wait for cores. Later threads get all again.
@@ -101,6 +102,7 @@ class LocalBackend:
         self._open = False
         await asyncio.to_thread(self._background.__exit__)
         self._pixels.shutdown(wait=False, cancel_futures=True)
+        sys.setswitchinterval(self._switch_seconds)
 
     @property
     def ready(self) -> bool:

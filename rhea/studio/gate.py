@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 _SHUT = re.compile(r"/(?:file[=/]\s*https?:|proxy=|process_recording|vibe-)", re.IGNORECASE)
 
 
@@ -37,10 +38,11 @@ def shut(blocks: gr.Blocks) -> None:
 def keep(app: FastAPI, prefix: str) -> None:
     """Let the app itself refuse what is not there under a prefix, rather than the page that is mounted after this."""
 
-    @app.api_route(f"{prefix}{{rest:path}}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    @app.api_route(f"{prefix}{{rest:path}}", methods=[*_METHODS], include_in_schema=False)
     async def refuse(request: Request) -> None:
-        here = any(route.matches(request.scope)[0] is Match.PARTIAL for route in app.router.routes)
-        raise HTTPException(405 if here else 404)
+        here = [route for route in app.router.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+        allowed = {method for route in here for method in getattr(route, "methods", None) or ()}
+        raise HTTPException(405, headers={"Allow": ", ".join(sorted(allowed))}) if here else HTTPException(404)
 
 
 async def _nothing(url: str, cache_dir: str) -> str:

@@ -1,7 +1,10 @@
 """A client that stops reading and stays: its answer ends, its task is cancelled, and a slow reader is left in peace."""
 
+import asyncio
+import contextlib
 import json
 import socket
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -72,6 +75,42 @@ def test_a_whole_answer_that_nobody_reads_holds_no_connection(served: Served) ->
         until(lambda: served.backend.tasks[-1:] and not served.backend.left, "it is answered")
         with pytest.raises(OSError, match=r"reset|Broken pipe"):
             until(lambda: connection.send(b" ") and None, "the connection is ended")
+
+
+def says_slowly(told: threading.Event) -> Any:
+    """An ASGI app that goes on with its answer when told."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"40")]}
+        await send(start)
+        await send({"type": "http.response.body", "body": b"x" * 20, "more_body": True})
+        await asyncio.to_thread(told.wait)
+
+    return app
+
+
+def test_garbage_in_the_midst_of_an_answer_cuts_it_off() -> None:
+    told = threading.Event()
+    config = uvicorn.Config(
+        says_slowly(told), http=giving_up_after(60), port=0, lifespan="off", log_level="critical", ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started, "the server has started")
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"x" * 20):
+            answer += connection.recv(4096)
+        connection.sendall(b"zzz\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            answer += b"".join(iter(lambda: connection.recv(4096), b""))
+    told.set()
+    server.should_exit = True
+    thread.join()
+    assert answer.endswith(b"\r\n\r\n" + b"x" * 20), "nothing else was written into its body"
 
 
 class Pipe:

@@ -470,6 +470,8 @@ def test_page_and_api_share_a_door(tiny: Rhea, tmp_path: Path) -> None:
             client.headers["Authorization"] = "Bearer secret"
             models = await client.get("/v1/models")
             assert models.json()["data"][0]["id"]
+            assert (await client.options("/v1/models")).headers["allow"] == "GET"
+            assert (await client.head("/v1/models")).status_code == 405
             for method, path, status in (("GET", "nothing", 404), ("DELETE", "models", 405), ("GET", "videos/x", 404)):
                 answer = await client.request(method, f"/v1/{path}")
                 assert (answer.status_code, list(answer.json())) == (status, ["error"]), path
