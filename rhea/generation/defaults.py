@@ -36,10 +36,13 @@ class GenerationDefaults:
     given_frames: int = 4
     """How many of a film's last frames are looked back on when it is extended; a multiple of the clip length."""
     temperature: float = 1.0
+    film_temperature: float = 1.0
+    """Of films made from text."""
     edit_temperature: float = 1.0
     extend_temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    """Not for films made from text: where an object begins is so unlikely in any one place that it would be cut."""
     guidance_scale: float = 3.0
     """Of pictures made from text."""
     film_guidance_scale: float = 3.0

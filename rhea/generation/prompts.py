@@ -62,6 +62,9 @@ class PromptWriter:
             raise InputError("the prompt is empty: say what is to be seen")
         usual = self.defaults.film_guidance_scale if video else self.defaults.guidance_scale
         scale = usual if guidance_scale is None else guidance_scale
+        if video:
+            temperature = self.defaults.film_temperature if temperature is None else temperature
+            top_p = 1.0 if top_p is None else top_p
         unwanted = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         form, suffix = (formats.text_to_video, "") if video else (formats.text_to_image, self.defaults.prompt_suffix)
         return Prompt(

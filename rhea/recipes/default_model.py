@@ -90,17 +90,24 @@ on purpose, so that what it makes of them can be graded.
         --data.tasks.video-prediction 0.13 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
         --data.questions $all $hard
     rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/sixth/checkpoint --data.seed 8 \\
-        --trainer.total-steps 5200 --trainer.schedule.decay-steps 1400 \\
+        --output runs/seventh --trainer.total-steps 5200 --trainer.schedule.decay-steps 1400 \\
         --data.tasks.text-to-image 0.40 --data.tasks.question-answering 0.31 --data.tasks.editing 0.08 \\
         --data.tasks.video-prediction 0.15 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
         --data.questions $all $places
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/seventh/checkpoint --data.seed 9 \\
+        --trainer.total-steps 700 --trainer.schedule.decay-steps 650 --trainer.schedule.warmup-steps 50 \\
+        --trainer.schedule.learning-rate 0.0012 \\
+        --data.tasks.text-to-image 0.42 --data.tasks.question-answering 0.22 --data.tasks.editing 0.05 \\
+        --data.tasks.video-prediction 0.26 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
+        --data.tasks.film-question-answering 0.01 --data.questions $all $last
 
 where `$all` is each type of question once and `$hard` is height four times, vertical, relation, count_colour and
 count_shape three times each and horizontal twice. The first two runs still wrote the source picture of an edit before
-the instruction; only the last two had captions that say where things are, and only the last one the questions "place"
-and "layout". Its `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical and
+the instruction; only the last three had captions that say where things are, and only the last two the questions "place"
+and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical and
 relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times each, layout
-and count_colour twice, place, horizontal and height once.
+and count_colour twice, place, horizontal and height once. `$last` is relation four times, count_shape three times,
+vertical and count_colour twice and horizontal once.
 
 Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model.
 

@@ -9,6 +9,7 @@ from tiny_model import GENERATION, tiny_checkpoint
 from rhea.checkpoints.configs import CheckpointConfig
 from rhea.errors import InputError
 from rhea.generation.defaults import EMU3_DEFAULTS, GenerationDefaults, defaults_of, pixel_size
+from rhea.generation.model import Rhea
 from rhea.models.config import TransformerConfig
 from rhea.tokenizers.vision import PixelPolicy
 from rhea.tokenizers.vocabulary import EMU3_VOCABULARY
@@ -78,6 +79,7 @@ WRONG = [
     {"fps": 0.0},
     {"fps": float("nan")},
     {"temperature": -1.0},
+    {"film_temperature": -1.0},
     {"edit_temperature": -0.5},
     {"extend_temperature": float("inf")},
     {"answer_temperature": float("nan")},
@@ -134,3 +136,12 @@ def test_the_released_emu3_has_its_demos_settings() -> None:
 def test_unknown_settings_are_named() -> None:
     with pytest.raises(InputError, match="warmth"):
         defaults_of(tiny_checkpoint(warmth=3).config)
+
+
+def test_films_from_text_have_a_temperature_of_their_own_and_all_tokens() -> None:
+    model = Rhea(tiny_checkpoint(temperature=0.5, film_temperature=0.9, top_p=0.8))
+    picture, film = (model.prompts.draw("red", video=video).sampling for video in (False, True))
+    assert (picture.temperature, picture.top_p) == (0.5, 0.8)
+    assert (film.temperature, film.top_p) == (0.9, 1.0)
+    asked = model.prompts.draw("red", video=True, temperature=0.3, top_p=0.7).sampling
+    assert (asked.temperature, asked.top_p) == (0.3, 0.7)
