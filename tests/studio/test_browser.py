@@ -187,7 +187,7 @@ def test_questions_are_answered_in_turns_and_corrected(visitor: Visitor, store: 
     assert "How many objects" in visitor.page.locator("#chat").inner_text(), "the earlier turn stays"
     visitor.screenshot("ask")
     visitor.page.get_by_role("button", name="Correct by hand").click()
-    visitor.page.wait_for_function("document.querySelector('#right textarea, #right input').value === 'red'")
+    visitor.page.wait_for_function("document.querySelector('#right textarea, #right input')?.value === 'red'")
     visitor.write("right", "crimson")
     visitor.button("Keep the correction").click()
     visitor.until("correct-status", "Write your name first")
@@ -230,7 +230,7 @@ def test_a_film_goes_on_with_its_new_frames_marked(visitor: Visitor, model: Rhea
     names = [frame.inner_text() for frame in frames.all()]
     assert names == ["given"] * 8 + ["model"] * 8
     assert frames.nth(8).locator("img").get_attribute("alt") == "Frame 9, by the model"
-    visitor.page.wait_for_function("document.querySelector('#continue-board video').readyState > 1")
+    visitor.page.wait_for_function("document.querySelector('#continue-board video')?.readyState > 1")
     assert visitor.page.evaluate("Math.round(document.querySelector('#continue-board video').duration)") == 2
     visitor.screenshot("continue")
 
@@ -257,7 +257,7 @@ def test_a_picture_is_looked_into_by_mouse_and_keyboard(visitor: Visitor) -> Non
     visitor.screenshot("attention")
     page.locator("[data-place='20']").click()
     visitor.until("look-status", "row 3, column 5")
-    page.wait_for_function("document.activeElement.dataset.place === '20'")
+    page.wait_for_function("document.activeElement?.dataset.place === '20'")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     visitor.until("look-status", "row 4, column 5")
@@ -343,7 +343,7 @@ def test_films_are_created_looked_into_and_compared(visitor: Visitor, store: Sto
     page.get_by_role("button", name="More settings").click()
     page.wait_for_function("document.querySelector('#guidance input[type=number]')?.value === '1'")
     visitor.draw("a green star moving down")
-    page.wait_for_function("document.querySelector('#create-board video').readyState > 1")
+    page.wait_for_function("document.querySelector('#create-board video')?.readyState > 1")
     visitor.tab("Ask")
     visitor.until("ask-piece", "a green star moving down")
     visitor.write("question", "How many objects are there?")
@@ -353,7 +353,7 @@ def test_films_are_created_looked_into_and_compared(visitor: Visitor, store: Sto
     visitor.button("Look inside").click()
     visitor.until("look-status", "256 codes")
     page.get_by_role("button", name="frames 9 to 12", exact=True).click()
-    page.wait_for_function("document.activeElement.dataset.latent === '2'")
+    page.wait_for_function("document.activeElement?.dataset.latent === '2'")
     page.get_by_role("button", name="star", exact=True).click()
     visitor.until("look-status", "“star” was looked at most by the patch in frames")
     visitor.screenshot("film")
