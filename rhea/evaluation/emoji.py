@@ -22,7 +22,7 @@ from rhea.errors import InputError
 from rhea.evaluation.likeness import Judge, Likeness
 from rhea.evaluation.page import Film, Picture
 from rhea.evaluation.report import Figure, files_hash, share
-from rhea.evaluation.task import EVALUATION, Record
+from rhea.evaluation.task import EVALUATION, Record, codes_of
 from rhea.generation.completion import Completion, Prompt
 from rhea.generation.model import Rhea
 from rhea.generation.request import Progress
@@ -36,8 +36,7 @@ Kind = Literal["trained", "held out", "absent"]
 KINDS: tuple[Kind, ...] = ("trained", "held out", "absent")
 LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
 TOP = (1, 5)
-_SAID: dict[Judge, str] = {"asked style": "asked style", "other styles": "other styles", "linear": "linear classifier"}
-ABSENT_JUDGES: tuple[Judge, ...] = ("other styles", "linear")
+ABSENT_JUDGES: tuple[Judge, ...] = ("other styles", "linear classifier")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ class EmojiTask:
             ]
         text = self.source.prompt(case.cell, case.language)
         pixels = self._codec.decode_picture(np.array(record["codes"]))
-        places = ", ".join(f"place {rank + 1} by the {_SAID[judge]}" for judge, rank in record["ranks"].items())
+        places = ", ".join(f"place {rank + 1} by the {judge}" for judge, rank in record["ranks"].items())
         shown: list[Picture | Film] = [Picture(pixels=pixels, caption=text, verdict=places)]
         shown.append(Picture(pixels=true, caption="the true one" if case.kind != "absent" else "in another style"))
         return f'rhea generate "{text}" --size {side}x{side} --seed {case.seed}', shown
@@ -182,7 +181,7 @@ class EmojiTask:
             self._model.prompts.draw(text, size=self._size, seed=case.seed)
             for text, case in zip(texts, cases, strict=True)
         ]
-        codes = [_codes(completion) for completion in self._complete(prompts)]
+        codes = [codes_of(completion) for completion in self._complete(prompts)]
         drawn, back = self._codec.decode_pictures(codes), self._codec.decode_pictures(self._true(cases))
         return [
             {
@@ -275,11 +274,6 @@ class EmojiTask:
 
 def _judges(case: _Case) -> tuple[Judge, ...]:
     return ABSENT_JUDGES if case.kind == "absent" else ("asked style",)
-
-
-def _codes(completion: Completion) -> np.ndarray:
-    assert completion.codes is not None, "a picture was asked for"
-    return completion.codes
 
 
 def _plain(text: str) -> str:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rhea.worlds.emoji.emoji import Cell
 
-Judge = Literal["asked style", "other styles", "linear"]
+Judge = Literal["asked style", "other styles", "linear classifier"]
 """Nearest in the asked style, nearest in the others, or the linear classifier fitted on the others."""
 
 _SIDE = 64
@@ -84,7 +84,7 @@ class Likeness:
         """Return how far a picture is from each concept [K], infinite where the judge knows no picture of it."""
         x_D, judging_S = self._scaled(*features(pixels)), self._judging(style, judge)
         known_SK = self._known_SK[judging_S]
-        if judge == "linear":
+        if judge == "linear classifier":
             mean_D, weights_DK = self._weights(style)
             found_K = -((x_D - mean_D) @ weights_DK)
         else:
@@ -113,7 +113,7 @@ class Likeness:
 
     def _fit(self, style: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean [D] and weights [D, K] of a ridge regression to which concept it is, by the other styles."""
-        known_SK = self._known_SK & self._judging(style, "linear")[:, None]
+        known_SK = self._known_SK & self._judging(style, "linear classifier")[:, None]
         x_ND, which_N = self._true_SKD[known_SK].double(), known_SK.nonzero()[:, 1]
         mean_D = x_ND.mean(dim=0)
         x_ND = x_ND - mean_D

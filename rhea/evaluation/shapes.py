@@ -22,7 +22,7 @@ from rhea.errors import InputError
 from rhea.evaluation.page import Film, Picture
 from rhea.evaluation.report import Figure, Report, share
 from rhea.evaluation.runner import run_task
-from rhea.evaluation.task import EVALUATION, Record
+from rhea.evaluation.task import EVALUATION, Record, codes_of
 from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.defaults import GenerationDefaults
 from rhea.generation.model import Rhea
@@ -88,7 +88,7 @@ class _Bench:
         return self.codec.decode_pictures(self.codec.encode_pictures(pictures))
 
     def decoded(self, completions: Sequence[Completion]) -> list[np.ndarray]:
-        return self.codec.decode_pictures([_codes(completion) for completion in completions])
+        return self.codec.decode_pictures([codes_of(completion) for completion in completions])
 
     @property
     def picture_size(self) -> ImageSize:
@@ -227,7 +227,7 @@ class _TextToImage:
                 "right": told.satisfied_by(read_picture(pixels)),
                 "ceiling": told.satisfied_by(read_picture(true)),
                 "fits others": fits,
-                "codes": _codes(codes).tolist(),
+                "codes": codes_of(codes).tolist(),
             }
             for (told, _, fits), pixels, true, codes in zip(
                 (case.about for case in cases), drawn, truth, written, strict=True
@@ -337,7 +337,7 @@ class _Films:
             self._prompt(Video(codes=codes[:latents], fps=defaults.fps), latents, case.seed)
             for codes, case in zip(grids, cases, strict=True)
         ]
-        predicted = [_codes(completion) for completion in bench.complete(prompts)]
+        predicted = [codes_of(completion) for completion in bench.complete(prompts)]
         return [
             self._record(case.about, codes, truth) for case, codes, truth in zip(cases, predicted, grids, strict=True)
         ]
@@ -441,7 +441,7 @@ class _Edits:
                 "right": edit.is_right(read_picture(pixels)),
                 "ceiling": edit.is_right(read_picture(true)),
                 "unchanged": edit.is_right(edit.source.objects),
-                "codes": _codes(codes).tolist(),
+                "codes": codes_of(codes).tolist(),
             }
             for edit, pixels, true, codes in zip(edits, drawn, truth, written, strict=True)
         ]
@@ -477,8 +477,3 @@ def _mean_of(figures: Sequence[Figure], name: str) -> Figure:
 
 def _verdict(record: Record) -> str:
     return "exactly as asked" if record["right"] else "not as asked"
-
-
-def _codes(completion: Completion) -> Any:
-    assert completion.codes is not None
-    return completion.codes

@@ -7,7 +7,10 @@ it. So items may go to any process in any batch, and figures are the same for on
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from rhea.evaluation.report import Figure
+from rhea.generation.completion import Completion
 
 EVALUATION = 20260923
 """First word of every seed of ours; training sources have small ones."""
@@ -39,3 +42,9 @@ class Task(Protocol):
 
     def figures(self, records: Sequence[Record]) -> list[Figure]:
         """Sum up the records of all items, in their order."""
+
+
+def codes_of(completion: Completion) -> np.ndarray:
+    """Return the codes of a picture [h, w] or film [t, h, w] that was asked for."""
+    assert completion.codes is not None
+    return completion.codes

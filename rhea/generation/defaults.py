@@ -42,7 +42,8 @@ class GenerationDefaults:
     extend_temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    """Not for films made from text: where an object begins is so unlikely in any one place that it would be cut."""
+    film_top_p: float = 1.0
+    """Of films made from text; without guidance a smaller one cuts where objects begin, unlikely in any one place."""
     guidance_scale: float = 3.0
     """Of pictures made from text."""
     film_guidance_scale: float = 3.0
@@ -58,6 +59,8 @@ class GenerationDefaults:
 
     def __post_init__(self) -> None:
         SamplingConfig(top_k=self.top_k, top_p=self.top_p)  # checks both
+        if not 0 < self.film_top_p <= 1:
+            raise InputError(f"film_top_p is {self.film_top_p}; it must be above 0 and at most 1")
         for name in ("height", "width", "num_frames", "given_frames", "max_answer_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -64,7 +64,7 @@ class PromptWriter:
         scale = usual if guidance_scale is None else guidance_scale
         if video:
             temperature = self.defaults.film_temperature if temperature is None else temperature
-            top_p = 1.0 if top_p is None else top_p
+            top_p = self.defaults.film_top_p if top_p is None else top_p
         unwanted = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         form, suffix = (formats.text_to_video, "") if video else (formats.text_to_image, self.defaults.prompt_suffix)
         return Prompt(

@@ -129,7 +129,7 @@ class DefaultModelRecipe(ModelRecipe):
     def about(self) -> About:
         """Pictures of 64 x 64: the middle square of whatever it is given, values rounded to the nearest."""
         policy = PixelPolicy(min_pixels=SIDE**2, max_pixels=SIDE**2, shape="square", rounding="nearest")
-        return About(policy=policy, samples=SAMPLES, side=SIDE, trained_on=TRAINED_ON, card=CARD)
+        return About(policy=policy, samples=SAMPLES, trained_on=TRAINED_ON, card=CARD)
 
     def mixture(self, *, seed_offset: int = 0) -> Mixture:
         """Draw from the shapes world alone."""

@@ -7,7 +7,6 @@ until its codes can be predicted (docs/decisions/0006).
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from rhea.checkpoints.load import load_checkpoint
 from rhea.errors import InputError
@@ -27,17 +26,23 @@ from rhea.worlds.shapes.frames import ShapesFrames, ShapesFramesConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionTokenizerRecipe:
-    """Everything that decides a tokenizer's training on the shapes world."""
+class TokenizerRecipe:
+    """What decides a tokenizer's training, but for its data and where it begins."""
 
     model: VisionTokenizerConfig
     task: VisionTokenizerTaskConfig
-    data: ShapesFramesConfig
     trainer: TrainerConfig
-    start_from: str = ""
-    """A run folder or a checkpoint with a tokenizer of these sizes to go on from; random weights if empty."""
     device: str | None = None
     """Where it trains: cpu, cuda or mps; by default the GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionTokenizerRecipe(TokenizerRecipe):
+    """Everything that decides a tokenizer's training on the shapes world."""
+
+    data: ShapesFramesConfig
+    start_from: str = ""
+    """A run folder or a checkpoint with a tokenizer of these sizes to go on from; random weights if empty."""
 
     def run(self, folder: Path) -> bool:
         """Train in ``folder``, or go on there; return whether the training is complete."""
@@ -99,18 +104,6 @@ def local_tokenizer() -> VisionTokenizerRecipe:
             schedule=replace(recipe.trainer.schedule, learning_rate=6e-4),
         ),
     )
-
-
-class TokenizerRecipe(Protocol):
-    """What must be known of a recipe to load what it trained."""
-
-    @property
-    def model(self) -> VisionTokenizerConfig:
-        """Its sizes."""
-
-    @property
-    def task(self) -> VisionTokenizerTaskConfig:
-        """How it was trained."""
 
 
 def trained_tokenizer(recipe: TokenizerRecipe, folder: Path, *, made_by: str = "default-tokenizer") -> VisionTokenizer:

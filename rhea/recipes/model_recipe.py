@@ -4,10 +4,11 @@ The run folder holds the text tokenizer and, at the end, ``checkpoint``: the who
 ``rhea.load`` and every command take. A recipe says where its documents come from and what is written about it.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,6 @@ from rhea.tokenizers.vocabulary import Vocabulary, VocabularyConfig, compact_voc
 from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig, Sampler
 from rhea.training.trainer import Trainer, TrainerConfig
 
-DRAWS_AT_A_TIME = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class About:
@@ -46,9 +45,7 @@ class About:
 
     policy: PixelPolicy
     samples: tuple[str, ...]
-    """Prompts of the pictures that are drawn while it trains, two of each."""
-    side: int
-    """Of those pictures, in pixels."""
+    """Prompts of the pictures that are drawn while it trains: two of each, square and as small as the policy allows."""
     trained_on: str
     card: str
     """The README of its checkpoint."""
@@ -146,7 +143,7 @@ def _sampler(about: About, grammar: Grammar, codec: VisionCodec) -> Sampler:
     """Return what draws one sheet of pictures while the model trains, the same prompts and seeds each time."""
 
     def draw(model: Transformer, folder: Path, step: int) -> None:
-        side = about.side // codec.policy.factor
+        side = math.isqrt(about.policy.min_pixels) // codec.policy.factor
         prompts = [
             Prompt(
                 document=formats.text_to_image(text),
@@ -167,10 +164,8 @@ def _sampler(about: About, grammar: Grammar, codec: VisionCodec) -> Sampler:
 
 def _texts(mixture: Mixture) -> Iterator[str]:
     """Yield the texts of one document after the other."""
-    first, counts = 0, [0] * len(mixture.sources)
-    while True:
-        draws, counts = mixture.draws(first, counts, DRAWS_AT_A_TIME)
-        first += DRAWS_AT_A_TIME
-        for draw in draws:
-            segments = mixture.document(draw).segments
-            yield "\n".join(segment.text for segment in segments if isinstance(segment, Text))
+    counts = [0] * len(mixture.sources)
+    for number in count():
+        (draw,), counts = mixture.draws(number, counts, 1)
+        segments = mixture.document(draw).segments
+        yield "\n".join(segment.text for segment in segments if isinstance(segment, Text))

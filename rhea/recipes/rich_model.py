@@ -84,7 +84,7 @@ class RichModelRecipe(ModelRecipe):
     def about(self) -> About:
         """Pictures between the two sides in area, of any aspect ratio, values rounded to the nearest."""
         policy = PixelPolicy(min_pixels=min(SIDES) ** 2, max_pixels=max(SIDES) ** 2, rounding="nearest")
-        return About(policy=policy, samples=SAMPLES, side=min(SIDES), trained_on=TRAINED_ON, card=CARD)
+        return About(policy=policy, samples=SAMPLES, trained_on=TRAINED_ON, card=CARD)
 
     def mixture(self, *, seed_offset: int = 0) -> Mixture:
         """Open the shards; InputError that says where they come from if they are not named."""

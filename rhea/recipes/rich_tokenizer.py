@@ -14,28 +14,22 @@ from rhea.checkpoints.load import load_checkpoint
 from rhea.errors import InputError
 from rhea.generation.loading import DEFAULT_MODEL
 from rhea.models.device import choose_device
-from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
-from rhea.recipes.default_tokenizer import default_tokenizer
+from rhea.recipes.default_tokenizer import TokenizerRecipe, default_tokenizer
 from rhea.recipes.rich_frames import RichFrames, RichFramesConfig
 from rhea.recipes.seeding import seeded
 from rhea.training.schedule import ScheduleConfig
-from rhea.training.trainer import Trainer, TrainerConfig
-from rhea.training.vision_tokenizer import CODEBOOK, VisionTokenizerTask, VisionTokenizerTaskConfig
+from rhea.training.trainer import Trainer
+from rhea.training.vision_tokenizer import CODEBOOK, VisionTokenizerTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class RichTokenizerRecipe:
+class RichTokenizerRecipe(TokenizerRecipe):
     """Everything that decides a tokenizer's training on the three sources."""
 
-    model: VisionTokenizerConfig
-    task: VisionTokenizerTaskConfig
     data: RichFramesConfig
-    trainer: TrainerConfig
     start_from: str = ""
     """A checkpoint whose vision tokenizer differs in its codebook at most; the default model if empty."""
-    device: str | None = None
-    """Where it trains: cpu, cuda or mps; by default the GPU if there is one."""
 
     def run(self, folder: Path) -> bool:
         """Train in ``folder``, or go on there; return whether the training is complete."""

@@ -82,7 +82,7 @@ def test_who_draws_and_names_rightly_reaches_every_ceiling(folder: Path, twin: i
         "emoji drawn, trained": 33,
         "emoji drawn, held out": 2,
         "emoji drawn, absent, by other styles": 1,
-        "emoji drawn, absent, by linear": 1,
+        "emoji drawn, absent, by linear classifier": 1,
         "emoji named, trained": 33,
         "emoji named, held out": 2,
     }
@@ -133,12 +133,12 @@ def test_twins_are_right_where_they_are_alike_only() -> None:
     assert rank(Cell(TWINS[0], "3d"), Cell(TWINS[1], "3d")) > 0
     assert rank(one, Cell(TWINS[1], "noto"), "other styles") == 0, "the flat pictures are among those that judge"
     assert rank(Cell(TWINS[0], "noto"), other, "other styles") > 0, "the flat ones are not"
-    assert rank(Cell(TWINS[1], "noto"), Cell(TWINS[0], "3d"), "linear") == 0
+    assert rank(Cell(TWINS[1], "noto"), Cell(TWINS[0], "3d"), "linear classifier") == 0
 
 
 def test_judges_of_absent_cells_never_see_the_asked_style() -> None:
     like = likeness()
-    judges: tuple[Judge, ...] = ("other styles", "linear")
+    judges: tuple[Judge, ...] = ("other styles", "linear classifier")
     for judge in judges:
         before = like.distances(draw(ABSENT), "3d", judge)
         assert like.rank(before, ABSENT, judge) == 0

@@ -85,6 +85,7 @@ WRONG = [
     {"answer_temperature": float("nan")},
     {"top_k": -1},
     {"top_p": 0.0},
+    {"film_top_p": 0.0},
     {"guidance_scale": -1.0},
     {"edit_guidance_scale": float("inf")},
     {"extend_guidance_scale": -1.0},
@@ -138,10 +139,10 @@ def test_unknown_settings_are_named() -> None:
         defaults_of(tiny_checkpoint(warmth=3).config)
 
 
-def test_films_from_text_have_a_temperature_of_their_own_and_all_tokens() -> None:
-    model = Rhea(tiny_checkpoint(temperature=0.5, film_temperature=0.9, top_p=0.8))
+def test_films_from_text_are_sampled_by_defaults_of_their_own() -> None:
+    model = Rhea(tiny_checkpoint(temperature=0.5, film_temperature=0.9, top_p=0.8, film_top_p=0.95))
     picture, film = (model.prompts.draw("red", video=video).sampling for video in (False, True))
     assert (picture.temperature, picture.top_p) == (0.5, 0.8)
-    assert (film.temperature, film.top_p) == (0.9, 1.0)
+    assert (film.temperature, film.top_p) == (0.9, 0.95)
     asked = model.prompts.draw("red", video=True, temperature=0.3, top_p=0.7).sampling
     assert (asked.temperature, asked.top_p) == (0.3, 0.7)
