@@ -335,7 +335,7 @@ def broken(found: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="pictures of each side that count for the overhead")
+    parser.add_argument("--rounds", type=int, default=40, help="pictures of each side that count for the overhead")
     parser.add_argument("--load", type=float, default=120.0, metavar="SECONDS", help="how long the mixed clients come")
     parser.add_argument("--clients", type=int, default=64, help="of the load")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="printed, not recorded")

@@ -21,6 +21,8 @@ class _Listener:
 
     loop: asyncio.AbstractEventLoop
     inbox: "asyncio.Queue[list[int] | Exception | None]"
+    watch: Callable[[list[int]], bool] = lambda _: True
+    watched: int = 0
     told: int = 0
 
     def tell(self, item: list[int] | Exception | None) -> None:
@@ -46,12 +48,16 @@ class BackgroundEngine:
         self._calls.put(self._close)
         self._thread.join()
 
-    async def stream(self, request: Request) -> AsyncGenerator[list[int], None]:
+    async def stream(
+        self, request: Request, watch: Callable[[list[int]], bool] = lambda _: True
+    ) -> AsyncGenerator[list[int], None]:
         """Yield new tokens as they are written; leaving the loop early, or being cancelled, cancels the request.
 
-        Raises what ``Engine.submit`` raises, and the request's own error.
+        ``watch`` is called with them in the engine's thread, which makes no step meanwhile, and tells whether they are
+        worth waking the event loop; if not, they come with later ones. Raises what ``Engine.submit`` and ``watch``
+        raise, and the request's own error.
         """
-        listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
+        listener = _Listener(asyncio.get_running_loop(), asyncio.Queue(), watch)
         self._calls.put(lambda: self._submit(request, listener))
         try:
             while (item := await listener.inbox.get()) is not None:
@@ -100,9 +106,20 @@ class BackgroundEngine:
 
     def _tell(self) -> None:
         for ticket, listener in list(self._listeners.items()):
-            if new := ticket.tokens[listener.told :]:
-                listener.told += len(new)
-                listener.tell(new)
+            try:
+                worth = self._is_worth_telling(ticket, listener)
+            except Exception as error:
+                self._cancel(listener)
+                listener.tell(error)
+                continue
+            if worth or (ticket.done and listener.told < listener.watched):
+                listener.tell(ticket.tokens[listener.told :])
+                listener.told = listener.watched
             if ticket.done:
                 listener.tell(ticket.error)
                 del self._listeners[ticket]
+
+    def _is_worth_telling(self, ticket: Ticket, listener: _Listener) -> bool:
+        new = ticket.tokens[listener.watched :]
+        listener.watched += len(new)
+        return bool(new) and listener.watch(new)

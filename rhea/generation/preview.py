@@ -101,6 +101,10 @@ class Follower:
         done = self.rows_done
         return done > self._shown and (done - self._shown >= self._every or done == self.rows)
 
+    def skip(self) -> None:
+        """Let nothing be due until more is finished."""
+        self._shown = self.rows_done
+
     def show(self) -> Preview:
         """Return what is finished, whether due or not."""
         done, height = self.rows_done, self._codes.shape[1]

@@ -191,7 +191,7 @@ class LocalBackend:
     async def _answer(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
         request, vocabulary = await self._request(prompt), self.completer.grammar.vocabulary
         text, token_ids = TextStream(self.completer.grammar.text_tokenizer), list[int]()
-        async with contextlib.aclosing(self._tokens_of(request, contextlib.nullcontext())) as stream:
+        async with contextlib.aclosing(self._tokens_of(request, contextlib.nullcontext(), lambda _: True)) as stream:
             async for tokens in stream:
                 token_ids += tokens
                 if delta := text.take([token for token in tokens if token in vocabulary.text]):
@@ -233,16 +233,18 @@ class LocalBackend:
         self, prompt: Prompt, request: Request, partials: int | None
     ) -> AsyncGenerator[Preview | Completion, None]:
         """Yield previews, that of the whole included, and at last what was written."""
-        token_ids, pixels, follower, shown = list[int](), None, None, 0
-        if partials != 0:
-            follower = self.completer.follower(prompt, request, partials and 1)
+        token_ids, pixels = list[int](), None
+        every_rows = None if partials is None else 1
+        follower, twin = (self.completer.follower(prompt, request, every_rows) for _ in range(2))
+        watch = _Watch(self.model, twin, partials, lambda: self._requests == 1)
         turn = self._for_drawing.taken(2 if request.guided else 1)
-        async with contextlib.aclosing(self._tokens_of(request, turn)) as stream:
+        async with contextlib.aclosing(self._tokens_of(request, turn, watch)) as stream:
             async for tokens in stream:
                 token_ids += tokens
-                if follower is not None and follower.feed(tokens) and _is_wanted(follower, partials, shown):
-                    shown += 1
-                    seen = await self._in_thread(_shown, self.model, follower)
+                if follower.feed(tokens) and partials != 0:
+                    seen = watch.taken()
+                    if seen is None:
+                        seen = await self._in_thread(_shown, self.model, follower)
                     pixels = seen.pixels if seen.final else None
                     yield seen
         yield replace(self.completer.completion(prompt, request, token_ids), pixels=pixels)
@@ -253,7 +255,10 @@ class LocalBackend:
         return request
 
     async def _tokens_of(
-        self, request: Request, turn: contextlib.AbstractAsyncContextManager[None]
+        self,
+        request: Request,
+        turn: contextlib.AbstractAsyncContextManager[None],
+        watch: Callable[[list[int]], bool],
     ) -> AsyncGenerator[list[int], None]:
         """Yield what the engine writes when it is the request's turn, if that much more may be under way."""
         tokens = (len(request.prompt) + request.max_new_tokens) * (2 if request.guided else 1)
@@ -261,7 +266,7 @@ class LocalBackend:
             raise BusyError(f"{self._tokens} tokens are under way already: try again later")
         self._tokens += tokens
         try:
-            async with turn, contextlib.aclosing(self._background.stream(request)) as stream:
+            async with turn, contextlib.aclosing(self._background.stream(request, watch)) as stream:
                 async for new in stream:
                     yield new
         finally:
@@ -276,6 +281,40 @@ class LocalBackend:
                 coded.set()
 
         return await asyncio.get_running_loop().run_in_executor(self._pixels, work)
+
+
+class _Watch:
+    """Sits in the engine's thread and wakes the event loop only for the previews that are wanted.
+
+    While nobody else needs the engine, it decodes the first one itself before the engine goes on: two threads would
+    take the interpreter from each other, and the first picture come a quarter later.
+    """
+
+    def __init__(self, model: Rhea, follower: Follower, partials: int | None, alone: Callable[[], bool]) -> None:
+        self._model, self._follower, self._partials, self._alone = model, follower, partials, alone
+        self._wanted = 0
+        self._first: Preview | None = None
+
+    def __call__(self, tokens: list[int]) -> bool:
+        if not self._follower.feed(tokens) or not self._is_wanted():
+            return False
+        self._wanted += 1
+        if self._wanted == 1 and self._alone():
+            self._first = _shown(self._model, self._follower)
+        self._follower.skip()
+        return True
+
+    def taken(self) -> Preview | None:
+        """Return the first preview, once, if it was decoded here."""
+        first, self._first = self._first, None
+        return first
+
+    def _is_wanted(self) -> bool:
+        """Tell whether a preview is the next of so many at even distances, or the last one."""
+        partials, done, rows = self._partials, self._follower.rows_done, self._follower.rows
+        if not partials or done == rows:
+            return partials != 0
+        return self._wanted < partials and done * (partials + 1) >= rows * (self._wanted + 1)
 
 
 class TextStream:
@@ -310,12 +349,6 @@ class TextStream:
         """Return what is left of the whole text at its end."""
         assert whole.startswith(self.told), (whole, self.told)
         return whole[len(self.told) :]
-
-
-def _is_wanted(follower: Follower, partials: int | None, shown: int) -> bool:
-    """Tell whether a preview is the next of so many at even distances, or the last one; others are never decoded."""
-    done, rows = follower.rows_done, follower.rows
-    return partials is None or done == rows or (shown < partials and done * (partials + 1) >= rows * (shown + 1))
 
 
 def _shown(model: Rhea, follower: Follower) -> Preview:

@@ -1,6 +1,7 @@
 """The engine behind asyncio: tokens as they come, cancellation, refusals, and errors that reach whom they concern."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -41,6 +42,42 @@ def test_tokens_come_before_the_end() -> None:
         found = asyncio.run(pieces(engine))
     assert len(found) > 5
     assert [token for tokens in found for token in tokens] == continue_prompts(MODEL, [MIXED["picture"]])[0]
+
+
+def test_a_watch_says_in_the_engines_thread_when_tokens_are_told() -> None:
+    heard, threads = list[int](), set[str]()
+
+    def watch(tokens: list[int]) -> bool:
+        heard.extend(tokens)
+        threads.add(threading.current_thread().name)
+        return len(heard) % 5 == 0
+
+    async def pieces(engine: BackgroundEngine) -> list[list[int]]:
+        return [tokens async for tokens in engine.stream(MIXED["picture"], watch)]
+
+    with BackgroundEngine(Engine(MODEL, EngineConfig(window=1))) as engine:
+        found = asyncio.run(pieces(engine))
+    assert heard == [token for tokens in found for token in tokens] == continue_prompts(MODEL, [MIXED["picture"]])[0]
+    assert all(len(tokens) % 5 == 0 for tokens in found[:-1])
+    assert len(found) > 2
+    assert threads == {"engine"}
+
+
+def test_a_watch_that_breaks_ends_its_request_alone() -> None:
+    def watch(_: list[int]) -> bool:
+        raise MemoryError("no memory left")
+
+    async def clients(engine: BackgroundEngine) -> list[int]:
+        other = asyncio.create_task(whole(engine, MIXED["answer"]))
+        with pytest.raises(MemoryError):
+            async for _ in engine.stream(MIXED["film"], watch):
+                pass
+        tokens = await other
+        await until_idle(engine.engine)
+        return tokens
+
+    with BackgroundEngine(Engine(MODEL)) as engine:
+        assert asyncio.run(clients(engine)) == continue_prompts(MODEL, [MIXED["answer"]])[0]
 
 
 def test_who_leaves_is_cancelled() -> None:

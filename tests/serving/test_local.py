@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from rhea import media
 from rhea.errors import BusyError, InputError
 from rhea.generation.engine import EngineConfig
 from rhea.generation.model import Rhea
+from rhea.generation.preview import Preview
 from rhea.generation.results import Film
+from rhea.serving import local
 from rhea.serving.backend import Answer, BackendDiedError, Clip, Done, Draw, Event, Extend, Partial, Sampling
 from rhea.serving.limits import Bounds
 from rhea.serving.local import LocalBackend, TextStream
@@ -60,6 +64,30 @@ def test_continued_films(model: Rhea) -> None:
     assert (done.pixels == expected.frames).all()
     assert [len(each.pixels) for each in partial if isinstance(each, Partial)] == shown[:-1]
     assert len(shown) == 3
+
+
+@pytest.mark.parametrize(("others", "threads"), [(0, ["engine", "pixels_0"]), (1, ["pixels_0", "pixels_0"])])
+def test_a_lone_request_has_its_first_preview_decoded_before_the_engine_goes_on(
+    model: Rhea, others: int, threads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, shown = list[str](), local._shown
+
+    def shown_here(*arguments: Any) -> Preview:
+        used.append(threading.current_thread().name)
+        return shown(*arguments)
+
+    async def drawn() -> list[Event]:
+        async with LocalBackend(model) as backend:
+            backend._requests += others
+            return [event async for event in backend.run(Draw(prompt="red"), partials=1)]
+
+    monkeypatch.setattr(local, "_shown", shown_here)
+    partial, done = asyncio.run(drawn())
+    assert isinstance(partial, Partial)
+    assert isinstance(done, Done)
+    assert done.pixels is not None
+    assert used == threads
+    assert partial.pixels.shape == done.pixels.shape
 
 
 @pytest.mark.parametrize(
