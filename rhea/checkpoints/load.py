@@ -116,7 +116,13 @@ def load_checkpoint(
     models: dict[str, nn.Module] = {}
     for part in wanted:
         to_dtype = dtype if part == "transformer" else vision_dtype
-        state = read_tensors(opened.tensors[part], dtype=to_dtype, device=device, check_finite=check_finite)
+        state = read_tensors(
+            opened.tensors[part],
+            dtype=to_dtype,
+            device=device,
+            check_finite=check_finite,
+            mapped=part == "vision_tokenizer",  # often only its encoder or its decoder is used
+        )
         models[part] = _filled(empty_model(opened.config, part), state)
     return Checkpoint(
         config=opened.config,

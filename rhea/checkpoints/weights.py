@@ -3,10 +3,11 @@
 Files are memory-mapped, and mapped pages count as memory in use until the mapping is closed. So tensors are copied
 (cast on the way) in blocks of 32 MB and the file is mapped anew every 128 MB: loading never holds more than the model
 itself and one such window. Copying also gives aligned memory that a later change of the file cannot reach.
+What may stay on disk until it is used (``mapped``) is looked through in the same windows and then left in a mapping.
 Nothing here unpickles: a folder with only .bin or .pth files is refused.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,13 @@ def read_tensors(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     check_finite: bool = True,
+    mapped: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Load tensors into memory of their own, floating-point ones as ``dtype`` (None: as stored), on ``device``.
 
-    Raises one InputError that names every tensor with NaN or infinity in it (after the cast), if ``check_finite``.
+    With ``mapped``, those that need no cast nor leave the CPU are read when they are first used; what is written into
+    them stays in memory. The file may be replaced meanwhile, but not changed in place. Raises one InputError that names
+    every tensor with NaN or infinity in it (after the cast), if ``check_finite``.
     """
     loaded: dict[str, torch.Tensor] = {}
     broken: list[str] = []
@@ -170,12 +174,17 @@ def read_tensors(
     for name, tensor in stored.items():
         by_file.setdefault(tensor.file, []).append(name)
     for file, names in by_file.items():
-        window = _Window(file)
+        window, kept = _Window(file), _Window(file)
         for name in names:
             tensor = stored[name]
             wanted = dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
-            target = torch.empty(tensor.stored_shape, dtype=wanted, device=device)
-            finite = window.copy_into(tensor.name, target, check_finite and wanted.is_floating_point)
+            check = check_finite and wanted.is_floating_point
+            if mapped and wanted == tensor.dtype and torch.device(device).type == "cpu":
+                target = kept.tensor(tensor.name, 0)
+                finite = not check or window.is_finite(tensor.name, target)
+            else:
+                target = torch.empty(tensor.stored_shape, dtype=wanted, device=device)
+                finite = window.copy_into(tensor.name, target, check)
             if not finite:
                 broken.append(tensor.name)
             loaded[name] = target.view(tensor.shape)
@@ -196,19 +205,18 @@ class _Window:
 
     def copy_into(self, name: str, target: torch.Tensor, check_finite: bool) -> bool:
         """Copy the named tensor block by block; tell whether every block was finite."""
-        rows = target.view(1) if target.ndim == 0 else target
-        bytes_per_row = max(1, rows[:1].numel() * rows.element_size())
-        step = max(1, BLOCK_BYTES // bytes_per_row)
-        finite = True
-        for start in range(0, len(rows), step):
-            block = rows[start : start + step]
-            source = self._tensor(name, block.numel())
-            block.copy_((source.view(1) if source.ndim == 0 else source)[start : start + step])
-            del source  # keeps the old mapping alive
-            finite = finite and not (check_finite and not _is_finite(block))
+        finite, rows = True, _rows(target)
+        for block in _blocks(rows):
+            rows[block].copy_(_rows(self.tensor(name, rows[block].numel()))[block])
+            finite = finite and (not check_finite or _is_finite(rows[block]))
         return finite
 
-    def _tensor(self, name: str, num_values: int) -> torch.Tensor:
+    def is_finite(self, name: str, like: torch.Tensor) -> bool:
+        """Tell whether every block of the named tensor is finite; ``like`` has its shape and is not read."""
+        rows = _rows(like)
+        return all(_is_finite(_rows(self.tensor(name, rows[block].numel()))[block]) for block in _blocks(rows))
+
+    def tensor(self, name: str, num_values: int) -> torch.Tensor:
         """Return the named tensor as a view of the mapping, of which ``num_values`` will be read."""
         try:
             if self.left <= 0:
@@ -220,6 +228,16 @@ class _Window:
             raise InputError(f"{self.file} cannot be read: {error}") from None
         self.left -= num_values * tensor.element_size()
         return tensor
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(1) if tensor.ndim == 0 else tensor
+
+
+def _blocks(rows: torch.Tensor) -> Iterator[slice]:
+    """Yield the rows of one block after the other."""
+    step = max(1, BLOCK_BYTES // max(1, rows[:1].numel() * rows.element_size()))
+    return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
 def _is_finite(block: torch.Tensor) -> bool:

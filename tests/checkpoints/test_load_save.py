@@ -175,11 +175,33 @@ def test_blocks_and_windows_leave_no_seam(
     assert same_bits(states(load_checkpoint(tmp_path / "a")), states(checkpoint))
 
 
-def test_a_loaded_model_does_not_depend_on_its_file(folder: Path, checkpoint: Checkpoint) -> None:
+def test_a_loaded_model_does_not_depend_on_its_files(folder: Path, checkpoint: Checkpoint) -> None:
     loaded = load_checkpoint(folder)
     for file in folder.glob("*.safetensors"):
-        file.write_bytes(b"\0" * file.stat().st_size)
+        file.rename(file.with_suffix(".old"))
+        file.write_bytes(b"\0" * 1000)
     assert same_bits(states(loaded), states(checkpoint))
+    for file in folder.glob("transformer*.old"):
+        file.write_bytes(b"\0" * file.stat().st_size)
+    assert same_bits(loaded.transformer.state_dict(), checkpoint.transformer.state_dict())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped where")
+def test_a_vision_tokenizer_stays_in_its_file_until_it_is_used_or_written(folder: Path, checkpoint: Checkpoint) -> None:
+    def is_mapped(weight: torch.Tensor) -> bool:
+        mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+        ranges = [(int(end, 16) for end in line[0].split("-")) for line in mapped]
+        return any(first <= weight.data_ptr() < last for first, last in ranges)
+
+    loaded = load_checkpoint(folder).vision_tokenizer
+    assert all(is_mapped(weight) for weight in loaded.parameters())
+    cast = load_checkpoint(folder, vision_dtype=torch.bfloat16)
+    assert not any(
+        is_mapped(weight) for weight in [*cast.vision_tokenizer.parameters(), *cast.transformer.parameters()]
+    )
+    for weight in loaded.parameters():
+        weight.data.zero_()
+    assert same_bits(states(load_checkpoint(folder)), states(checkpoint))
 
 
 def test_weights_in_another_memory_format_are_saved(tmp_path: Path) -> None:
