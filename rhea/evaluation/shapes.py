@@ -31,7 +31,7 @@ from rhea.generation.sampling import SamplingConfig
 from rhea.tokenizers.vision import VisionCodec
 from rhea.worlds.shapes.edits import OPERATIONS, Edit, sample_edit
 from rhea.worlds.shapes.films import constant_velocity, copy_last, render_film, sample_film
-from rhea.worlds.shapes.grader import read_picture, same_scene, score_film
+from rhea.worlds.shapes.grader import read_picture, same_kinds, same_scene, score_film
 from rhea.worlds.shapes.language import Caption, Language, caption
 from rhea.worlds.shapes.questions import DESCRIBE, QUESTION_TYPES, balanced_question, chance_level
 from rhea.worlds.shapes.render import render
@@ -313,7 +313,10 @@ class _Answers:
 
 
 class _Films:
-    """The rest of films, predicted from their first frames; the baselines are given the true centres."""
+    """The rest of films, predicted from their first frames.
+
+    The guesses of centres are given the true ones; of objects, the last given frame after its round trip.
+    """
 
     group = "films"
 
@@ -356,14 +359,13 @@ class _Films:
 
     def _record(self, film: Any, predicted: np.ndarray, truth: np.ndarray) -> Record:
         given, length = self.bench.defaults.given_frames, self.bench.defaults.num_frames
-        score, ceiling = (
-            score_film(self.bench.codec.decode_film(codes, length), film.kinds, film.centres, start=given)
-            for codes in (predicted, truth)
-        )
+        frames, true = (self.bench.codec.decode_film(codes, length) for codes in (predicted, truth))
+        score, ceiling = (score_film(each, film.kinds, film.centres, start=given) for each in (frames, true))
         guesses = {"copy last": copy_last, "constant velocity": constant_velocity}
         return {
             "right": bool(score.kinds_exact),
             "ceiling": bool(ceiling.kinds_exact),
+            "last exact": same_kinds(read_picture(true[given - 1]), film.scene(given - 1)),
             "codes": predicted.tolist(),
             "error": float(score.centre_error),
             "least error": float(ceiling.centre_error),
@@ -386,7 +388,8 @@ class _Films:
             },
             unit="px",
         )
-        return [error, _share(self.group, "objects kept", films)]
+        copied = float(np.mean([each["last exact"] for each in films]))
+        return [error, _share(self.group, "objects kept", films, **{"copy last": copied})]
 
     def show(self, case: _Case, record: Record) -> tuple[str, list[Picture | Film]]:
         """Return what was predicted, and the truth."""

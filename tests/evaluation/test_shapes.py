@@ -42,6 +42,7 @@ def test_copying_gets_what_no_skill_gets() -> None:
         assert figure.ceiling == pytest.approx(1.0 if figure.unit == "%" else 0.05, abs=0.05), figure
         if figure.group in ("text to image", "edits"):
             assert figure.value == 0
+        assert figure.unskilled, figure
     counted = report.figure("answers", "count all")
     assert counted.unskilled == {"chance": 0.25}
     assert counted.value == pytest.approx(0.25, abs=0.2)
@@ -49,8 +50,28 @@ def test_copying_gets_what_no_skill_gets() -> None:
     film = report.figure("films", "centre error")
     assert film.value == pytest.approx(film.unskilled["copy last"], abs=0.1)
     assert film.unskilled["constant velocity"] < film.unskilled["copy last"]
-    assert report.figure("films", "objects kept").value == 1
+    kept = report.figure("films", "objects kept")
+    assert kept.value == kept.unskilled["copy last"] == 1
     assert 0 < report.figure("text to image", "1 object").unskilled["chance"] < 0.1
+
+
+@pytest.mark.parametrize("whole", [slice(0, 3), slice(3, 4), slice(4, 16)], ids=str)
+def test_copying_objects_takes_the_last_given_frame_after_its_round_trip(
+    monkeypatch: pytest.MonkeyPatch, whole: slice
+) -> None:
+    decode_film = LosslessCodec.decode_film
+
+    def losing(codec: LosslessCodec, codes: np.ndarray, num_frames: int | None = None) -> np.ndarray:
+        frames = decode_film(codec, codes, num_frames)
+        left = np.full_like(frames, 245)
+        left[whole] = frames[whole]
+        return left
+
+    monkeypatch.setattr(LosslessCodec, "decode_film", losing)
+    report = evaluate_shapes(model_that(copy), ShapesBenchmark(scenes=2, tasks=("films",)))
+    kept = report.figure("films", "objects kept")
+    assert kept.value == kept.ceiling == (whole.start == 4)
+    assert kept.unskilled == {"copy last": whole.start == 3}
 
 
 def test_an_oracle_reaches_every_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
