@@ -1,6 +1,7 @@
 """Every recipe builds, with the parameter counts it promises; the debug recipe runs end to end and can be loaded."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rhea.config import from_dict, to_dict
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.debug import DebugRecipe, debug
-from rhea.recipes.default_model import default_model
+from rhea.recipes.default_model import DefaultModelRecipe, default_model
 from rhea.recipes.default_tokenizer import default_tokenizer, local_tokenizer
 from rhea.recipes.emu3 import emu3_transformer, emu3_vision_tokenizer
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
@@ -28,12 +29,15 @@ def test_released_sizes() -> None:
         assert num_parameters(VisionTokenizer(emu3_vision_tokenizer())) == 270_740_287
 
 
-def test_default_sizes() -> None:
-    recipe = default_model()
-    vocabulary = Vocabulary(compact_vocabulary(recipe.text_vocab_size, recipe.tokenizer.model.codebook_size))
+@pytest.mark.parametrize(
+    ("recipe", "vision_parameters", "parameters"), [(default_model, 2_995_467, 3_028_992), (debug, 79_063, 42_464)]
+)
+def test_sizes(recipe: Callable[[], DefaultModelRecipe], vision_parameters: int, parameters: int) -> None:
+    made = recipe()
+    vocabulary = Vocabulary(compact_vocabulary(made.text_vocab_size, made.tokenizer.model.codebook_size))
     with torch.device("meta"):
-        assert num_parameters(VisionTokenizer(recipe.tokenizer.model)) == 2_995_467
-        assert num_parameters(Transformer(replace(recipe.model, vocab_size=vocabulary.size))) == 3_028_992
+        assert num_parameters(VisionTokenizer(made.tokenizer.model)) == vision_parameters
+        assert num_parameters(Transformer(replace(made.model, vocab_size=vocabulary.size))) == parameters
 
 
 @pytest.mark.parametrize("recipe", [debug, default_tokenizer, local_tokenizer, default_model])
