@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plain import GRAMMAR, MIXED, MODEL, answer, tiny_parts, visual
+from test_plain import GRAMMAR, MIXED, MODEL, VISUAL_ROWS, answer, head_rows_asked_for, tiny_parts, visual
 
 from rhea.documents import formats
 from rhea.documents.constraint import Constraint
@@ -73,6 +73,16 @@ def test_padded_steps_give_the_same_tokens(alone: list[list[int]], window: int) 
 def test_the_packed_model_gives_the_same_tokens(alone: list[list[int]]) -> None:
     model, _ = tiny_parts()
     assert Engine(model.pack()).run(requests()) == alone
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_inside_a_grid_only_the_visual_rows_of_the_head_are_computed(
+    monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    asked, engine = head_rows_asked_for(monkeypatch), Engine(MODEL, EngineConfig(window=window))
+    engine.run([MIXED["picture"]])
+    assert set(asked) == {VISUAL_ROWS}
+    assert len(asked) == engine.statistics.grid_forwards
 
 
 def test_right_guesses_save_forwards() -> None:

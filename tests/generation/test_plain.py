@@ -155,6 +155,31 @@ def test_folding_saves_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 6 * 3 + 5  # and one more for every EOL but the last
 
 
+def head_rows_asked_for(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
+    """Return what will list the rows of the head, from and up to where, of every call."""
+    asked: list[tuple[int, int | None]] = []
+    logits = MODEL.logits
+
+    def listed(x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        asked.append((start, stop))
+        return logits(x, start, stop)
+
+    monkeypatch.setattr(MODEL, "logits", listed)
+    return asked
+
+
+VISUAL_ROWS = (GRAMMAR.vocabulary.vision.start, GRAMMAR.vocabulary.vision.stop)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_inside_a_grid_only_the_visual_rows_of_the_head_are_computed(
+    monkeypatch: pytest.MonkeyPatch, fold: bool
+) -> None:
+    asked = head_rows_asked_for(monkeypatch)
+    continue_prompts(MODEL, [MIXED["picture"]], fold=fold)
+    assert asked == [VISUAL_ROWS] * (3 * 4)  # once for every code: what the grammar forces is not drawn
+
+
 def test_progress_counts_every_token() -> None:
     told: list[Progress] = []
     requests = [MIXED["picture"], MIXED["film"], MIXED["answer"]]
