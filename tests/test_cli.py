@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +18,13 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from rich.console import Console
 from tiny_model import TRAINED_ON, save_tiny_checkpoint, tiny_checkpoint
 
 from rhea import cli, media
 from rhea.checkpoints.save import save_checkpoint
+from rhea.cli_messages import token_progress
+from rhea.generation.request import Progress
 from rhea.training.task import TrainingError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
@@ -65,6 +70,26 @@ def test_generate_writes_pictures_by_extension(run: Callable, tmp_path: Path) ->
     code, _, errors = run("generate", "red", "--output", "film.gif", "--size", "16x16", "--num-frames", "6")
     assert (code, errors) == (0, "wrote film.gif\n")
     assert len(media.read_film("film.gif").frames) == 6
+
+
+def test_a_terminal_gets_a_progress_bar(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def screen() -> Console:
+        console = Console(file=io.StringIO(), force_terminal=True, width=120)
+        monkeypatch.setattr("rhea.logging.console", lambda: console)
+        return console
+
+    told = screen()
+    with token_progress("drawing") as tell:
+        tell(Progress(tokens=30, max_tokens=120, tokens_per_second=1234.4))
+    shown = told.file.getvalue()
+    assert "drawing" in shown
+    assert "25%" in shown
+    assert "1,234 tokens/s" in shown
+    told = screen()
+    assert run("generate", "a red circle", "--size", "32x16")[0] == 0
+    shown = told.file.getvalue()
+    assert "100%" in shown
+    assert re.search(r"[1-9][\d,]* tokens/s", shown)
 
 
 def test_a_file_of_prompts_is_drawn_together(run: Callable, tmp_path: Path) -> None:
