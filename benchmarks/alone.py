@@ -3,7 +3,7 @@
 A line of JSON in, ``{"prompt", "seed", "partial_images"}``, gives a line out: seconds to the first partial picture and
 to the whole one, both as PNG in base64 as a client of the server gets them, and the whole picture.
 engine: one thread steps the engine and, between two steps, decodes each preview; no asyncio, no socket.
-backend: what runs in the server's engine process (``LocalBackend``), which decodes previews beside the engine.
+backend: what runs in the server's engine process (``LocalBackend``), which decodes most previews beside the engine.
 Usage: python benchmarks/alone.py engine|backend [window]
 """
 

@@ -9,8 +9,7 @@
    Pictures may hold 14 of the 16 rows of the cache; the others are kept for texts.
 4. load: clients of every kind (`clients.py`) for --load seconds, more than --max-requests lets in. Every request must
    be answered or refused in order, the memory of server and engine must stay as it is after the first quarter, and
-   each different request is afterwards sent alone: its answer must be the same, byte for byte (films are left out, for
-   their encoder writes the same frames in other bytes now and then).
+   each different request is afterwards sent alone: its answer must be the same, byte for byte.
 The script fails, after recording, if one of the musts is broken.
 
 Usage: python benchmarks/serving.py               (about five minutes on 2 free cores)

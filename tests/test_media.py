@@ -211,6 +211,15 @@ def test_odd_sizes_gain_a_copied_row_and_column(tmp_path: Path) -> None:
     assert read_film(tmp_path / "a.gif").frames.shape[1:] == (31, 45, 3)
 
 
+def test_the_same_frames_are_the_same_file(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    files = set[bytes]()
+    for _ in range(60):
+        write_film(tmp_path / "film.mp4", frames, 8.0)
+        files.add((tmp_path / "film.mp4").read_bytes())
+    assert len(files) == 1
+
+
 def test_one_pixel_film(tmp_path: Path) -> None:
     write_film(tmp_path / "a.mp4", np.full((2, 1, 1, 3), 90, np.uint8), 8)
     assert read_film(tmp_path / "a.mp4").frames.shape == (2, 2, 2, 3)
