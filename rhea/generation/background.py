@@ -106,20 +106,18 @@ class BackgroundEngine:
 
     def _tell(self) -> None:
         for ticket, listener in list(self._listeners.items()):
+            new = ticket.tokens[listener.watched :]
+            listener.watched += len(new)
             try:
-                worth = self._is_worth_telling(ticket, listener)
+                worth = bool(new) and listener.watch(new)
             except Exception as error:
                 self._cancel(listener)
                 listener.tell(error)
                 continue
-            if worth or (ticket.done and listener.told < listener.watched):
-                listener.tell(ticket.tokens[listener.told :])
+            rest = ticket.tokens[listener.told : listener.watched]
+            if worth or (rest and ticket.done and ticket.error is None):
+                listener.tell(rest)
                 listener.told = listener.watched
             if ticket.done:
                 listener.tell(ticket.error)
                 del self._listeners[ticket]
-
-    def _is_worth_telling(self, ticket: Ticket, listener: _Listener) -> bool:
-        new = ticket.tokens[listener.watched :]
-        listener.watched += len(new)
-        return bool(new) and listener.watch(new)

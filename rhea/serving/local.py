@@ -1,6 +1,7 @@
 """The model in this process: one engine that never rests, and tasks turned into its requests as ``Rhea``'s methods do.
 
-Pixels are coded and decoded in one thread of their own, so that neither the event loop nor the engine waits for them.
+Pixels are coded and decoded in one thread of their own, so that neither the event loop nor the engine waits for them;
+``previews`` names the one exception.
 Whatever breaks while a task is worked on is a ``BackendDiedError`` for that task alone.
 """
 
@@ -21,7 +22,7 @@ from rhea.generation.background import BackgroundEngine
 from rhea.generation.completion import Completion, Prompt
 from rhea.generation.engine import Engine
 from rhea.generation.model import Rhea
-from rhea.generation.preview import Follower, Preview
+from rhea.generation.preview import Preview
 from rhea.generation.prompts import Continuation
 from rhea.generation.request import Request, check_fits
 from rhea.generation.results import Film, Picture
@@ -41,6 +42,7 @@ from rhea.serving.backend import (
     TextDelta,
 )
 from rhea.serving.limits import Bounds
+from rhea.serving.previews import Decoder, Previews
 from rhea.serving.rows import Rows
 from rhea.tokenizers.text import TextTokenizer
 
@@ -65,6 +67,7 @@ class LocalBackend:
         self.engine = Engine(self.completer.transformer, config, statistics=self.completer.statistics)
         self._background = BackgroundEngine(self.engine)
         self._pixels = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pixels")
+        self._decoder = Decoder(self.completer)
         self._coded = threading.Event()
         """Whether what the thread of pixels took up last is done."""
         self._coded.set()
@@ -234,17 +237,14 @@ class LocalBackend:
     ) -> AsyncGenerator[Preview | Completion, None]:
         """Yield previews, that of the whole included, and at last what was written."""
         token_ids, pixels = list[int](), None
-        every_rows = None if partials is None else 1
-        follower, twin = (self.completer.follower(prompt, request, every_rows) for _ in range(2))
-        watch = _Watch(self.model, twin, partials, lambda: self._requests == 1)
+        previews = Previews(self.completer, prompt, request, partials, self._decoder, lambda: self._requests == 1)
         turn = self._for_drawing.taken(2 if request.guided else 1)
-        async with contextlib.aclosing(self._tokens_of(request, turn, watch)) as stream:
+        async with contextlib.aclosing(self._tokens_of(request, turn, previews.watch)) as stream:
             async for tokens in stream:
                 token_ids += tokens
-                if follower.feed(tokens) and partials != 0:
-                    seen = watch.taken()
-                    if seen is None:
-                        seen = await self._in_thread(_shown, self.model, follower)
+                if previews.take(tokens):
+                    if (seen := previews.early()) is None:
+                        seen = await self._in_thread(previews.decoded)
                     pixels = seen.pixels if seen.final else None
                     yield seen
         yield replace(self.completer.completion(prompt, request, token_ids), pixels=pixels)
@@ -283,40 +283,6 @@ class LocalBackend:
         return await asyncio.get_running_loop().run_in_executor(self._pixels, work)
 
 
-class _Watch:
-    """Sits in the engine's thread and wakes the event loop only for the previews that are wanted.
-
-    While nobody else needs the engine, it decodes the first one itself before the engine goes on: two threads would
-    take the interpreter from each other, and the first picture come a quarter later.
-    """
-
-    def __init__(self, model: Rhea, follower: Follower, partials: int | None, alone: Callable[[], bool]) -> None:
-        self._model, self._follower, self._partials, self._alone = model, follower, partials, alone
-        self._wanted = 0
-        self._first: Preview | None = None
-
-    def __call__(self, tokens: list[int]) -> bool:
-        if not self._follower.feed(tokens) or not self._is_wanted():
-            return False
-        self._wanted += 1
-        if self._wanted == 1 and self._alone():
-            self._first = _shown(self._model, self._follower)
-        self._follower.skip()
-        return True
-
-    def taken(self) -> Preview | None:
-        """Return the first preview, once, if it was decoded here."""
-        first, self._first = self._first, None
-        return first
-
-    def _is_wanted(self) -> bool:
-        """Tell whether a preview is the next of so many at even distances, or the last one."""
-        partials, done, rows = self._partials, self._follower.rows_done, self._follower.rows
-        if not partials or done == rows:
-            return partials != 0
-        return self._wanted < partials and done * (partials + 1) >= rows * (self._wanted + 1)
-
-
 class TextStream:
     """Turns tokens of a text into pieces that joined are the text; half a character waits for its other half.
 
@@ -349,11 +315,6 @@ class TextStream:
         """Return what is left of the whole text at its end."""
         assert whole.startswith(self.told), (whole, self.told)
         return whole[len(self.told) :]
-
-
-def _shown(model: Rhea, follower: Follower) -> Preview:
-    with model.completer.statistics.decoding_pixels():
-        return follower.show()
 
 
 def _partial(seen: Preview) -> Partial:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import threading
 from typing import Any
 
@@ -13,14 +14,15 @@ from tiny_model import TEXTS, tiny_checkpoint
 
 from rhea import media
 from rhea.errors import BusyError, InputError
+from rhea.generation.completion import Completer
 from rhea.generation.engine import EngineConfig
 from rhea.generation.model import Rhea
-from rhea.generation.preview import Preview
+from rhea.generation.preview import Follower, Preview
 from rhea.generation.results import Film
-from rhea.serving import local
 from rhea.serving.backend import Answer, BackendDiedError, Clip, Done, Draw, Event, Extend, Partial, Sampling
 from rhea.serving.limits import Bounds
 from rhea.serving.local import LocalBackend, TextStream
+from rhea.serving.previews import Decoder
 from rhea.serving.rows import Rows
 from rhea.tokenizers.text import train_text_tokenizer
 
@@ -66,28 +68,69 @@ def test_continued_films(model: Rhea) -> None:
     assert len(shown) == 3
 
 
-@pytest.mark.parametrize(("others", "threads"), [(0, ["engine", "pixels_0"]), (1, ["pixels_0", "pixels_0"])])
-def test_a_lone_request_has_its_first_preview_decoded_before_the_engine_goes_on(
-    model: Rhea, others: int, threads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used, shown = list[str](), local._shown
+class Threads(Decoder):
+    """Notes which threads decode; ``seconds`` is what each decoding is said to have taken."""
 
-    def shown_here(*arguments: Any) -> Preview:
-        used.append(threading.current_thread().name)
-        return shown(*arguments)
+    def __init__(self, completer: Completer, seconds: float) -> None:
+        super().__init__(completer)
+        self.used, self._seconds, self._said = list[str](), seconds, seconds
+
+    def __call__(self, follower: Follower) -> Preview:
+        self.used.append(threading.current_thread().name)
+        seen = super().__call__(follower)
+        self._seconds = self._said
+        return seen
+
+
+BRIEF, LONG = 0.001, 1.0
+
+
+@pytest.mark.parametrize(
+    ("others", "seconds", "film", "first"),
+    [
+        (0, BRIEF, {}, "engine"),
+        (1, BRIEF, {}, "pixels_0"),
+        (0, LONG, {}, "pixels_0"),
+        (0, BRIEF, {"num_frames": 8, "fps": 5.0}, "pixels_0"),
+    ],
+)
+def test_only_a_lone_pictures_brief_first_preview_is_decoded_before_the_engine_goes_on(
+    model: Rhea, others: int, seconds: float, film: dict[str, Any], first: str
+) -> None:
+    decoder = Threads(model.completer, seconds)
 
     async def drawn() -> list[Event]:
         async with LocalBackend(model) as backend:
-            backend._requests += others
-            return [event async for event in backend.run(Draw(prompt="red"), partials=1)]
+            backend._requests, backend._decoder = others, decoder
+            return [event async for event in backend.run(Draw(prompt="red", **film), partials=1)]
 
-    monkeypatch.setattr(local, "_shown", shown_here)
     partial, done = asyncio.run(drawn())
     assert isinstance(partial, Partial)
     assert isinstance(done, Done)
-    assert done.pixels is not None
-    assert used == threads
-    assert partial.pixels.shape == done.pixels.shape
+    assert decoder.used == [first, "pixels_0"]
+    assert len(partial.pixels) == (4 if film else 32)
+
+
+def test_a_request_that_fails_sends_no_more_previews(model: Rhea, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list[int]()
+
+    async def drawn() -> None:
+        async with LocalBackend(model) as backend:
+            step, steps = backend.engine.step, itertools.count()
+
+            def break_late() -> None:
+                if next(steps) == 11:
+                    raise MemoryError("no memory left")
+                step()
+
+            monkeypatch.setattr(backend.engine, "step", break_late)
+            async for event in backend.run(Draw(prompt="red"), partials=1):
+                assert isinstance(event, Partial)
+                rows.append(event.rows_done)
+
+    with pytest.raises(BackendDiedError):
+        asyncio.run(drawn())
+    assert rows == [2]
 
 
 @pytest.mark.parametrize(
