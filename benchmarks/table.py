@@ -162,10 +162,11 @@ def serving_rows() -> list[tuple[str, str, str, str]]:
 
 
 def startup_rows() -> list[tuple[str, str, str, str]]:
-    """Return how long the package takes to answer."""
+    """Return how long the package takes to answer, and to show everything that the default model can do."""
     seconds = load("startup")["seconds"]
     beside = f"an empty interpreter {seconds['python']:.2f} s"
-    return [(f"`{name}`", f"{seconds[name]:.2f} s", beside, "startup") for name in ("import rhea", "rhea --help")]
+    names = (name for name in ("import rhea", "rhea --help", "rhea demo") if name in seconds)
+    return [(f"`{name}`", f"{seconds[name]:.2f} s", beside, "startup") for name in names]
 
 
 def all_rows() -> list[tuple[str, str, str, str]]:
