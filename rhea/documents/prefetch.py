@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 
@@ -45,6 +46,7 @@ class Prefetcher:
                 num_workers=1,
                 prefetch_factor=self.depth,
                 collate_fn=_unchanged,
+                generator=torch.Generator(),  # else it draws from the training's, once more after every resume
                 worker_init_fn=_outlive_the_signal,
             )
             self._ready = iter(batches)

@@ -58,6 +58,7 @@ class Ended:
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     folder, moments = tmp_path_factory.mktemp("ended"), random.Random(0)
     specs = {"twice": {"kind": "next_token", "signal": "SIGINT", "step": 6, "times": 2}}
+    specs["recipe SIGTERM"] = {"kind": "recipe", "signal": "SIGTERM", "step": 4}
     for kind in KINDS:
         specs[f"{kind} SIGTERM"] = {"kind": kind, "signal": "SIGTERM", "step": 5}
         for moment in range(KILLS):
@@ -94,6 +95,10 @@ def assert_same_end(ours: Path, theirs: Path) -> None:
     for key in ("task", "loader", "metrics"):
         assert one.values[key] == other.values[key]
     assert logged(ours) == logged(theirs)
+
+
+def checkpoint_values(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
 def logged(folder: Path) -> list[dict]:
@@ -164,6 +169,19 @@ def test_after_sigterm(uninterrupted, ended, kind):
     assert "run the same command again to go on" in run.errors
     assert tiny_runs.trainer(kind, run.folder).train()
     assert_same_end(run.folder, uninterrupted[kind])
+
+
+def test_a_whole_recipe_after_sigterm(ended, tmp_path):
+    """Muon, the packed loader, the process that makes batches ahead and the codec, as they are used."""
+    run = ended["recipe SIGTERM"]
+    assert run.code == 3, run.errors
+    assert [path.name for path in checkpoint_folders(run.folder)] == ["step-00000004", "step-00000005"]
+    assert tiny_runs.recipe().run(run.folder)
+    assert tiny_runs.recipe().run(tmp_path / "whole")
+    assert_same_end(run.folder, tmp_path / "whole")
+    ours, theirs = (checkpoint_values(folder / "checkpoint") for folder in (run.folder, tmp_path / "whole"))
+    assert ours == theirs
+    assert len(ours) >= 2
 
 
 @pytest.mark.parametrize("moment", range(KILLS))

@@ -1,4 +1,4 @@
-"""Two training runs of a second, one per task, for the tests; also a program, so that a test can kill them:
+"""Training runs of a second, one per task, and a recipe of a few; also a program, so that a test can kill them:
 
     python tests/training/tiny_runs.py '{"name": {"kind": "next_token", "folder": ..., "signal": "SIGTERM", "step": 5}}'
 
@@ -6,6 +6,7 @@ It runs each specification in a process of its own and prints their exit codes.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from rhea.models.vision.codebook_training import CodebookTrainingConfig
 from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.discriminator import DiscriminatorConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
+from rhea.recipes.debug import DebugRecipe, debug
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
 from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig
 from rhea.training.schedule import ScheduleConfig
@@ -152,6 +154,32 @@ def trainer(kind: str, folder: Path, **changes: Any) -> Trainer:
     return Trainer(config, vision_tokenizer_task(), PixelLoader(), folder)
 
 
+def recipe() -> DebugRecipe:
+    """Return the debug recipe with Muon, logging every third of its eight steps, and a tokenizer of one update."""
+    made = debug()
+    optimizer = dataclasses.replace(made.task.optimizer, hidden="muon")
+    return dataclasses.replace(
+        made,
+        tokenizer=dataclasses.replace(
+            made.tokenizer, trainer=dataclasses.replace(made.tokenizer.trainer, total_steps=1)
+        ),
+        task=dataclasses.replace(made.task, optimizer=optimizer),
+        trainer=dataclasses.replace(made.trainer, log_every=3, sample_every=0),
+    )
+
+
+def signal_recipe_at(step: int, number: int) -> None:
+    """Make the process signal itself while the transformer's step ``step`` (counted from 0) is being computed."""
+    compute, steps = NextTokenTask.train_microbatch, itertools.count()
+
+    def and_signal(task: NextTokenTask, microbatch: Any) -> Any:
+        if next(steps) == step:
+            os.kill(os.getpid(), number)
+        return compute(task, microbatch)
+
+    NextTokenTask.train_microbatch = and_signal  # type: ignore[method-assign]
+
+
 def signal_at(run: Trainer, step: int, number: int, times: int) -> None:
     """Make the process signal itself while step ``step`` (counted from 0) is being computed."""
     compute, left = run.task.train_microbatch, [number] * times
@@ -181,6 +209,9 @@ def run_in_child(spec: dict[str, Any]) -> int:
     folder = Path(spec["folder"])
     with open(f"{folder}.stderr", "w") as errors:
         os.dup2(errors.fileno(), 2)
+    if spec["kind"] == "recipe":
+        signal_recipe_at(spec["step"], getattr(signal, spec["signal"]))
+        return 0 if recipe().run(folder) else 3
     run = trainer(spec["kind"], folder, checkpoint_every=spec.get("checkpoint_every", TRAINER.checkpoint_every))
     if "signal" in spec:
         signal_at(run, spec["step"], getattr(signal, spec["signal"]), spec.get("times", 1))
