@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from rhea.checkpoints.configs import CheckpointConfig, read_config
 from rhea.checkpoints.hub import resolve
 from rhea.checkpoints.layouts import PARTS, Layout, Part
-from rhea.checkpoints.weights import StoredTensor, Weights, check_against, read_headers, read_tensors
+from rhea.checkpoints.weights import Problems, StoredTensor, Weights, check_against, listed, read_headers, read_tensors
 from rhea.errors import InputError
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
@@ -63,32 +63,39 @@ class OpenedFolder:
 
 
 def open_folder(path_or_id: str | Path) -> OpenedFolder:
-    """Read the config and all headers; raise one InputError if they do not fit each other."""
+    """Read the config and all headers; raise one InputError that names every file and part that does not fit."""
     folder = resolve(path_or_id)
     layout, config = read_config(folder)
     weights = read_headers(folder, layout)
-    described: list[Part] = [part for part in PARTS if getattr(config, part) is not None]
-    undescribed = [part for part in weights.parts if part not in described]
-    if undescribed:
-        raise InputError(f"{folder} holds a {undescribed[0]} that its config.json does not describe")
-    _check_depth(folder, config, weights)
-    tensors = {part: check_against(folder, weights, part, shapes(empty_model(config, part))) for part in described}
+    problems = Problems()
+    problems.told += weights.damaged
+    tensors: dict[Part, dict[str, StoredTensor]] = {}
+    for part in PARTS:
+        with problems.noted():
+            if getattr(config, part) is not None:
+                _check_depth(folder, config, weights, part)
+                tensors[part] = check_against(folder, weights, part, shapes(empty_model(config, part)))
+            elif part in weights.parts:
+                raise InputError(f"{folder} holds a {part} that its config.json does not describe")
+    for problem, names in {"unexpected": weights.unknown, "there twice": weights.twice}.items():
+        if names:
+            problems.told.append(f"{folder}: {len(names)} tensors {problem}: {listed(names)}")
+    problems.raise_all()
     return OpenedFolder(folder=folder, layout=layout, config=config, tensors=tensors)
 
 
-def _check_depth(folder: Path, config: CheckpointConfig, weights: Weights) -> None:
+def _check_depth(folder: Path, config: CheckpointConfig, weights: Weights, part: Part) -> None:
     """Refuse a config of far more layers than there are tensors before a model of them is built."""
     transformer, vision = config.transformer, config.vision_tokenizer
     depths: dict[Part, int] = {"transformer": transformer.num_layers if transformer else 0}
     depths["vision_tokenizer"] = (
         max(vision.num_res_blocks, vision.temporal_res_blocks, vision.num_levels) if vision else 0
     )
-    for part, depth in depths.items():
-        stored = len(weights.parts.get(part, ()))
-        if depth > max(stored, 100):
-            raise InputError(
-                f"{folder}: config.json describes a {part} {depth} layers deep, but there are {stored} tensors"
-            )
+    depth, stored = depths[part], len(weights.parts.get(part, ()))
+    if depth > max(stored, 100):
+        raise InputError(
+            f"{folder}: config.json describes a {part} {depth} layers deep, but there are {stored} tensors"
+        )
 
 
 def load_checkpoint(
@@ -104,7 +111,8 @@ def load_checkpoint(
 
     ``dtype`` is the transformer's and ``vision_dtype`` the vision tokenizer's (codes change with it, and the released
     one runs in float32 beside a bfloat16 transformer); None keeps what is stored. ``parts`` names the parts wanted,
-    None means all that are there. Raises one InputError for whatever is wrong with the folder; it names all that is.
+    None means all that are there. Raises one InputError that names all that the headers of every file and part show to
+    be wrong or, if that is nothing, all tensors with NaN or infinity; a long list is cut ("and 2 more").
     """
     opened = open_folder(path_or_id)
     wanted = tuple(opened.tensors) if parts is None else tuple(parts)
@@ -114,16 +122,18 @@ def load_checkpoint(
         if part not in opened.tensors:
             raise InputError(f"{opened.folder} holds no {part}, only {', '.join(opened.tensors)}")
     models: dict[str, nn.Module] = {}
+    problems = Problems()
     for part in wanted:
-        to_dtype = dtype if part == "transformer" else vision_dtype
-        state = read_tensors(
-            opened.tensors[part],
-            dtype=to_dtype,
-            device=device,
-            check_finite=check_finite,
-            mapped=part == "vision_tokenizer",  # often only its encoder or its decoder is used
-        )
-        models[part] = _filled(empty_model(opened.config, part), state)
+        with problems.noted():
+            state = read_tensors(
+                opened.tensors[part],
+                dtype=dtype if part == "transformer" else vision_dtype,
+                device=device,
+                check_finite=check_finite,
+                mapped=part == "vision_tokenizer",  # often only its encoder or its decoder is used
+            )
+            models[part] = _filled(empty_model(opened.config, part), state)
+    problems.raise_all()
     return Checkpoint(
         config=opened.config,
         text_tokenizer=folder_text_tokenizer(opened) if "transformer" in wanted else None,

@@ -8,6 +8,7 @@ Nothing here unpickles: a folder with only .bin or .pth files is refused.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,13 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """All tensors of a folder by part and our name, and what did not fit the layout."""
+    """All tensors of a folder by part and our name, what did not fit the layout, and what could not be read."""
 
     parts: dict[Part, dict[str, StoredTensor]]
+    damaged: tuple[str, ...] = ()
+    """What is wrong with the files, a sentence each."""
+    incomplete: frozenset[Part] = frozenset()
+    """Parts that a damaged file belongs to: what else they lack cannot be told."""
     unknown: tuple[str, ...] = ()
     """Stored names that belong to no part."""
     twice: tuple[str, ...] = ()
@@ -82,11 +87,16 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def read_headers(folder: Path, layout: Layout) -> Weights:
-    """List the tensors of a folder without loading them; raise InputError if there are none or a file is damaged."""
+    """List the tensors of a folder without loading them; raise InputError if it has no safetensors weights."""
     parts: dict[Part, dict[str, StoredTensor]] = {part: {} for part in layout.parts}
-    unknown, twice = [], []
-    for file, prefix in _files(folder, layout):
-        for name, dtype, stored_shape in _header(file):
+    incomplete: set[Part] = set()
+    damaged, unknown, twice = [], [], []
+    for stem, prefix in [(part, f"{part}.") for part in PARTS] if layout is RHEA else [("model", "")]:
+        entries, problems = _entries(folder, stem)
+        if problems:
+            damaged += problems
+            incomplete |= {part for part in layout.parts if f"{part}.".startswith(prefix)}
+        for file, name, dtype, stored_shape in entries:
             found = layout.ours(prefix + name)
             if found is None:
                 unknown.append(name)
@@ -100,23 +110,35 @@ def read_headers(folder: Path, layout: Layout) -> Weights:
                 twice.append(name)
             parts[part][ours] = stored
     present = {part: tensors for part, tensors in parts.items() if tensors}
-    return Weights(parts=present, unknown=tuple(unknown), twice=tuple(twice))
+    if not (present or unknown or damaged):
+        raise _no_weights(folder)
+    return Weights(
+        parts=present,
+        damaged=tuple(damaged),
+        incomplete=frozenset(incomplete),
+        unknown=tuple(unknown),
+        twice=tuple(twice),
+    )
 
 
-def _files(folder: Path, layout: Layout) -> list[tuple[Path, str]]:
-    if layout is RHEA:
-        files = [(file, f"{part}.") for part in PARTS for file in weight_files(folder, part)]
-    else:
-        files = [(file, "") for file in weight_files(folder, "model")]
-    if not files:
-        pickled = sorted(file.name for suffix in ("*.bin", "*.pth", "*.pt") for file in folder.glob(suffix))
-        if pickled:
-            raise InputError(
-                f"{folder} has its weights only as pickled files ({listed(pickled)}), which can run code when opened; "
-                "convert them to safetensors first"
-            )
-        raise InputError(f"{folder} has a config.json but no safetensors weights")
-    return files
+def _no_weights(folder: Path) -> InputError:
+    pickled = sorted(file.name for suffix in ("*.bin", "*.pth", "*.pt") for file in folder.glob(suffix))
+    if not pickled:
+        return InputError(f"{folder} has a config.json but no safetensors weights")
+    return InputError(
+        f"{folder} has its weights only as pickled files ({listed(pickled)}), which can run code when opened; "
+        "convert them to safetensors first"
+    )
+
+
+def _entries(folder: Path, stem: str) -> tuple[list[tuple[Path, str, torch.dtype, tuple[int, ...]]], list[str]]:
+    """Return what the headers of ``stem``'s files say, and what is wrong with those that cannot be read."""
+    entries, problems = [], Problems()
+    with problems.noted():
+        for file in weight_files(folder, stem):
+            with problems.noted():
+                entries += [(file, *entry) for entry in _header(file)]
+    return entries, problems.told
 
 
 def _header(file: Path) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
@@ -139,9 +161,8 @@ def check_against(
     """Return the tensors of ``part`` if they are exactly those ``wanted``, else raise one InputError that names all."""
     stored = weights.parts.get(part, {})
     problems = {
-        "missing": [name for name in wanted if name not in stored],
-        "unexpected": [tensor.name for name, tensor in stored.items() if name not in wanted] + [*weights.unknown],
-        "there twice": [*weights.twice],
+        "missing": [name for name in wanted if name not in stored and part not in weights.incomplete],
+        "unexpected": [tensor.name for name, tensor in stored.items() if name not in wanted],
         "of another shape": [
             f"{stored[name].name} {list(stored[name].stored_shape)} instead of {list(shape)}"
             for name, shape in wanted.items()
@@ -247,7 +268,27 @@ def _is_finite(block: torch.Tensor) -> bool:
     return not block.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(block))).all())
 
 
-def listed(names: Iterable[str], limit: int = 4) -> str:
+def listed(names: Iterable[str], limit: int = 4, separator: str = ", ") -> str:
     """Return the first few names and how many more there are."""
     names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return separator.join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+class Problems:
+    """What is wrong with several files or parts, gathered to be raised as one InputError."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note an InputError that ends the block, and go on behind it."""
+        try:
+            yield
+        except InputError as error:
+            self.told.append(str(error))
+
+    def raise_all(self) -> None:
+        """Raise one InputError that tells them all (of more than eight, how many more), if there is any."""
+        if self.told:
+            raise InputError(listed(self.told, limit=8, separator="; "))

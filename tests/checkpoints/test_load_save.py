@@ -354,6 +354,25 @@ def test_a_long_list_of_misfits_is_cut(folder: Path) -> None:
     assert len(message) < 500
 
 
+def test_the_misfits_of_both_parts_are_named_in_one_error(folder: Path) -> None:
+    for part, name in (("transformer", "norm.weight"), ("vision_tokenizer", "quantize.embedding.weight")):
+        tensors = load_file(folder / f"{part}.safetensors")
+        del tensors[name]
+        save_file(tensors, folder / f"{part}.safetensors")
+    message = refused(folder, "the transformer that its config.json describes: 1 missing: norm.weight; ")
+    assert "the vision_tokenizer that its config.json describes: 1 missing: quantize.embedding.weight" in message
+
+
+def test_what_belongs_to_no_part_is_named_once_beside_other_misfits(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    save_checkpoint(tmp_path / "a", checkpoint, layout="hf")
+    file = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(file)
+    missing = next(name for name in tensors if name.endswith("embedding.weight"))
+    save_file({name: t for name, t in tensors.items() if name != missing} | {"stale": torch.zeros(1)}, file)
+    message = refused(tmp_path / "a", "does not hold the vision_tokenizer", "1 missing: ")
+    assert message.count("1 tensors unexpected: stale") == message.count("stale") == 1
+
+
 def test_a_part_without_its_file_or_config(folder: Path) -> None:
     shutil.copytree(folder, folder.parent / "b")
     (folder / "vision_tokenizer.safetensors").unlink()
@@ -367,6 +386,31 @@ def test_truncated_files(folder: Path, keep: int) -> None:
     file = folder / "transformer.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     refused(folder, "transformer.safetensors", "damaged")
+
+
+def test_both_damaged_files_are_named_in_one_error(folder: Path) -> None:
+    files = [folder / "transformer.safetensors", folder / "vision_tokenizer.safetensors"]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    message = refused(folder, *(f"{file} is cut off, damaged" for file in files))
+    assert "missing" not in message, "a damaged file's tensors are not told as missing besides"
+
+
+def test_a_damaged_file_hides_no_misfit_of_the_other_part(folder: Path) -> None:
+    (folder / "vision_tokenizer.safetensors").unlink()
+    (folder / "transformer.safetensors").write_bytes(b"")
+    message = refused(folder, "transformer.safetensors is cut off", "does not hold the vision_tokenizer")
+    assert "does not hold the transformer" not in message
+
+
+def test_a_long_list_of_damaged_shards_is_cut(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    save_checkpoint(tmp_path / "a", checkpoint, layout="hf")
+    write_sharded(tmp_path / "a", load_file(tmp_path / "a" / "model.safetensors"), 10)
+    shards = sorted((tmp_path / "a").glob("model-*"))
+    for shard in shards:
+        shard.write_bytes(b"")
+    message = refused(tmp_path / "a", *(shard.name for shard in shards[:8]), "and 2 more")
+    assert shards[8].name not in message
 
 
 @pytest.mark.parametrize("position", [0, 8, 20, 200])
@@ -390,6 +434,16 @@ def test_weights_with_nan(folder: Path, value: float, dtype: torch.dtype) -> Non
     with pytest.raises(InputError, match="NaN"):
         convert_checkpoint(folder, folder.parent / "b")
     assert not (folder.parent / "b").exists()
+
+
+def test_nan_in_both_parts_is_named_in_one_error(folder: Path) -> None:
+    names = {"transformer": "norm.weight", "vision_tokenizer": "quantize.embedding.weight"}
+    for part, name in names.items():
+        tensors = load_file(folder / f"{part}.safetensors")
+        tensors[name][0] = float("nan")
+        save_file(tensors, folder / f"{part}.safetensors")
+    message = refused(folder, *(f"1 tensors hold NaN or infinity: {name}" for name in names.values()))
+    assert message.count("1 tensors hold NaN") == 2
 
 
 def test_a_cast_that_overflows_is_no_silent_infinity(folder: Path) -> None:
