@@ -65,7 +65,7 @@ def write(folder: Path) -> None:
 def load(side: str, folder: Path, dtype: str) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
     """Return the encode and decode functions of one side."""
     if side == "rhea":
-        ours = load_checkpoint(folder / f"rhea-{dtype}").vision_tokenizer
+        ours = load_checkpoint(folder / f"rhea-{dtype}", mapped=True).vision_tokenizer  # as transformers does
         assert ours is not None
         return ours.encode, ours.decode
     import transformers

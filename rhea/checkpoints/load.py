@@ -106,13 +106,16 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     parts: Sequence[Part] | None = None,
     check_finite: bool = True,
+    mapped: bool = False,
 ) -> Checkpoint:
     """Load a folder in any layout, or a hub id such as "BAAI/Emu3-Gen".
 
     ``dtype`` is the transformer's and ``vision_dtype`` the vision tokenizer's (codes change with it, and the released
     one runs in float32 beside a bfloat16 transformer); None keeps what is stored. ``parts`` names the parts wanted,
-    None means all that are there. Raises one InputError that names all that the headers of every file and part show to
-    be wrong or, if that is nothing, all tensors with NaN or infinity; a long list is cut ("and 2 more").
+    None means all that are there. ``mapped`` leaves what needs no cast on the CPU in its file until it is used: half of
+    a vision tokenizer that only encodes never is. Its files may then be replaced, but not changed in place, which
+    changes or kills the model. Raises one InputError that names all that the headers of every file and part show to be
+    wrong or, if that is nothing, all tensors with NaN or infinity; a long list is cut ("and 2 more").
     """
     opened = open_folder(path_or_id)
     wanted = tuple(opened.tensors) if parts is None else tuple(parts)
@@ -130,7 +133,7 @@ def load_checkpoint(
                 dtype=dtype if part == "transformer" else vision_dtype,
                 device=device,
                 check_finite=check_finite,
-                mapped=part == "vision_tokenizer",  # often only its encoder or its decoder is used
+                mapped=mapped,
             )
             models[part] = _filled(empty_model(opened.config, part), state)
     problems.raise_all()

@@ -3,7 +3,7 @@
 Files are memory-mapped, and mapped pages count as memory in use until the mapping is closed. So tensors are copied
 (cast on the way) in blocks of 32 MB and the file is mapped anew every 128 MB: loading never holds more than the model
 itself and one such window. Copying also gives aligned memory that a later change of the file cannot reach.
-What may stay on disk until it is used (``mapped``) is looked through in the same windows and then left in a mapping.
+On request (``mapped``) the weights are only looked through in these windows, and then left in a mapping.
 Nothing here unpickles: a folder with only .bin or .pth files is refused.
 """
 
@@ -185,8 +185,8 @@ def read_tensors(
 ) -> dict[str, torch.Tensor]:
     """Load tensors into memory of their own, floating-point ones as ``dtype`` (None: as stored), on ``device``.
 
-    With ``mapped``, those that need no cast nor leave the CPU are read when they are first used; what is written into
-    them stays in memory. The file may be replaced meanwhile, but not changed in place. Raises one InputError that names
+    With ``mapped``, those that need no cast nor leave the CPU are read when they are first used, and what is written
+    into them stays in memory. Raises one InputError that names
     every tensor with NaN or infinity in it (after the cast), if ``check_finite``.
     """
     loaded: dict[str, torch.Tensor] = {}
