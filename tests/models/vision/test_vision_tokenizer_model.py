@@ -1,7 +1,10 @@
 """The vision tokenizer as a whole: shapes, the shortcut for pictures, passes, gradients, refusals."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
 
 import rhea.models.vision.strips as strips
 from rhea.errors import InputError
@@ -42,6 +45,27 @@ def test_a_picture_is_a_clip_of_one_frame_four_times(model: VisionTokenizer) -> 
     frames = model.decode(codes[:, None])
     torch.testing.assert_close(model.decode(codes), frames[:, 0], rtol=0, atol=1e-6)
     assert (frames[:, 0] - frames[:, 3]).abs().max() > 1e-3, "the four frames of a decoded clip differ"
+
+
+def test_a_picture_costs_one_frame_of_the_spatial_parts(model: VisionTokenizer) -> None:
+    encoder, decoder = model.encoder.conv_in, model.decoder.conv_in
+
+    def frames(operation: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> tuple[int, int]:
+        """Count what the first layers of the encoder's and the decoder's spatial part are given."""
+        seen = {encoder: 0, decoder: 0}
+
+        def count(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            seen[layer] += len(inputs[0])
+
+        with encoder.register_forward_pre_hook(count), decoder.register_forward_pre_hook(count):
+            operation(x)
+        return seen[encoder], seen[decoder]
+
+    codes = torch.arange(12).view(3, 2, 2)
+    assert frames(model.encode, pixels(3, 3, 16, 16)) == (3, 0)
+    assert frames(model.decode, codes) == (0, 3)
+    assert frames(model.encode, pixels(3, 4, 3, 16, 16)) == (12, 0)
+    assert frames(model.decode, codes[:, None]) == (0, 12)
 
 
 @torch.no_grad()
