@@ -55,19 +55,23 @@ def randomize(model: VisionTokenizer) -> None:
     model.quantize.embedding.weight.normal_(0.0, 1.0, generator=generator)
 
 
-@pytest.fixture(scope="module")
-def pair() -> tuple[VisionTokenizer, "transformers.Emu3VQVAE"]:
+def models(depth: int) -> tuple[VisionTokenizer, "transformers.Emu3VQVAE"]:
     torch.manual_seed(0)
-    config = VisionTokenizerConfig(base_channels=32, num_res_blocks=1, temporal_res_blocks=1, codebook_size=512)
+    config = VisionTokenizerConfig(base_channels=32, num_res_blocks=depth, temporal_res_blocks=depth, codebook_size=512)
     ours = VisionTokenizer(config).eval()
     randomize(ours)
     theirs = transformers.Emu3VQVAE(
         transformers.Emu3VQVAEConfig(
-            base_channels=32, num_res_blocks=1, codebook_size=512, hidden_size=128, num_attention_heads=1
+            base_channels=32, num_res_blocks=depth, codebook_size=512, hidden_size=128, num_attention_heads=1
         )
     ).eval()
     theirs.load_state_dict(their_tensors(ours, theirs.state_dict()))
     return ours, theirs
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[VisionTokenizer, "transformers.Emu3VQVAE"]:
+    return models(depth=1)
 
 
 def pixels(*shape: int) -> torch.Tensor:
@@ -84,6 +88,18 @@ def their_codes(theirs: "transformers.Emu3VQVAE", clips: torch.Tensor) -> torch.
 def test_pictures(pair: tuple, size: tuple[int, int]) -> None:
     ours, theirs = pair
     images = pixels(2, 3, *size)
+    codes = ours.encode(images)
+    assert codes.unique().numel() > 3
+    assert torch.equal(codes, their_codes(theirs, images))
+    torch.testing.assert_close(ours.decode(codes), theirs.decode(codes), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_released_depth() -> None:
+    released = VisionTokenizerConfig()
+    assert released.num_res_blocks == released.temporal_res_blocks == 2
+    ours, theirs = models(depth=2)
+    images = pixels(1, 3, 48, 32)
     codes = ours.encode(images)
     assert codes.unique().numel() > 3
     assert torch.equal(codes, their_codes(theirs, images))
