@@ -103,13 +103,15 @@ on purpose, so that what it makes of them can be graded.
 
 where `$all` is each type of question once and `$hard` is height four times, vertical, relation, count_colour and
 count_shape three times each and horizontal twice. The first two runs still wrote the source picture of an edit before
-the instruction; only the last three had captions that say where things are, and only the last two the questions "place"
-and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical and
+the instruction; only the last four had captions that say where things are, and only the last three the questions
+"place" and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical and
 relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times each, layout
 and count_colour twice, place, horizontal and height once. `$last` is relation four times, count_shape three times,
-vertical and count_colour twice and horizontal once.
+vertical and count_colour twice and horizontal once; `$drawn` is count_shape four times, relation twice and vertical,
+height and count_colour once.
 
-Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model.
+Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model. That
+has not been run to its end yet; the figures are of the chain above.
 
 **Limits.** 64 x 64 pictures and films of 16 frames. A photograph comes back as blobs of the nearest colours. Answers
 are one of a few words.
