@@ -146,12 +146,17 @@ def stream_rows() -> list[tuple[str, str, str, str]]:
 
 def serving_rows() -> list[tuple[str, str, str, str]]:
     """Return what serving adds to the engine's time, how many short answers it gives, and that it bears a crowd."""
-    results = load("serving")
-    times, (few, many) = results["overhead"]["whole picture"], (results["answers"][f"{n} clients"] for n in (1, 32))
-    seconds, borne = times["seconds"], results["load"]
-    beside = f"the engine alone {seconds['engine']:.2f} s: {times['http over engine']:.2f} x; "
-    beside += f"its process without HTTP {seconds['backend']:.2f} s: {times['http over backend']:.2f} x"
-    rows = [("a 64 x 64 picture with three partial ones over HTTP", f"{seconds['http']:.2f} s", beside, "serving")]
+    results, rows = load("serving"), []
+    (few, many), borne = (results["answers"][f"{n} clients"] for n in (1, 32)), results["load"]
+    for what, told in (
+        ("first partial picture", "the first partial picture of 64 x 64 over HTTP"),
+        ("whole picture", "the whole picture, three partial ones before it"),
+    ):
+        times = results["overhead"][what]
+        seconds = times["seconds"]
+        beside = f"the engine alone {seconds['engine']:.2f} s: {times['http over engine']:.2f} x; "
+        beside += f"its process without HTTP {seconds['backend']:.2f} s: {times['http over backend']:.2f} x"
+        rows.append((told, f"{seconds['http']:.2f} s", beside, "serving"))
     figure, beside = f"{many['requests_per_second']:.0f} a second", f"one client {few['requests_per_second']:.0f}"
     rows.append(("short answers about pictures, 32 clients", figure, beside, "serving"))
     told = f"{borne['clients']} mixed clients for {borne['seconds']:.0f} s: requests answered or refused in order"
