@@ -40,7 +40,7 @@ HARD = (
 )
 """Questions that need a look-up in the picture and are learned last, asked three times as often as the others."""
 GENERATION: dict[str, Any] = {
-    "temperature": 0.9,
+    "temperature": 0.8,
     "top_p": 0.9,
     "guidance_scale": 3.0,
     "film_guidance_scale": 1.0,
@@ -103,7 +103,7 @@ on purpose, so that what it makes of them can be graded.
 
 where `$all` is each type of question once and `$hard` is height four times, vertical, relation, count_colour and
 count_shape three times each and horizontal twice. The first two runs still wrote the source picture of an edit before
-the instruction; only the last four had captions that say where things are, and only the last three the questions
+the instruction; only the last five had captions that say where things are, and only the last four the questions
 "place" and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical and
 relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times each, layout
 and count_colour twice, place, horizontal and height once. `$last` is relation four times, count_shape three times,
