@@ -65,7 +65,7 @@ token, so that every part of Rhea can be tried on a laptop without a download.
 Both parts started from random weights; no other data went in. Ten combinations of size, colour and shape were left out
 on purpose, so that what it makes of them can be graded.
 
-**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about nine hours:
+**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about eleven hours:
 
     rhea train default-tokenizer
     rhea train local-tokenizer --task.codebook.merge-below 0
@@ -95,17 +95,28 @@ on purpose, so that what it makes of them can be graded.
         --data.tasks.video-prediction 0.15 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
         --data.questions $all $places
     rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/seventh/checkpoint --data.seed 9 \\
-        --trainer.total-steps 700 --trainer.schedule.decay-steps 650 --trainer.schedule.warmup-steps 50 \\
+        --output runs/eighth --trainer.total-steps 700 --trainer.schedule.decay-steps 650 --trainer.schedule.warmup-steps 50 \\
         --trainer.schedule.learning-rate 0.0012 \\
         --data.tasks.text-to-image 0.42 --data.tasks.question-answering 0.22 --data.tasks.editing 0.05 \\
         --data.tasks.video-prediction 0.26 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
         --data.tasks.film-question-answering 0.01 --data.questions $all $last
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/eighth/checkpoint --data.seed 10 \\
+        --output runs/ninth --trainer.total-steps 5600 --trainer.schedule.decay-steps 1700 --data.english 0.65 \\
+        --data.tasks.text-to-image 0.50 --data.tasks.question-answering 0.16 --data.tasks.editing 0.06 \\
+        --data.tasks.video-prediction 0.22 --data.tasks.text-to-video 0.03 --data.tasks.captioning 0.02 \\
+        --data.tasks.film-question-answering 0.01 --data.questions $all $drawn
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/ninth/checkpoint --data.seed 11 \\
+        --trainer.total-steps 1350 --trainer.schedule.decay-steps 1290 --trainer.schedule.warmup-steps 60 \\
+        --trainer.schedule.learning-rate 0.0014 --data.english 0.55 \\
+        --data.tasks.text-to-image 0.66 --data.tasks.question-answering 0.10 --data.tasks.editing 0.04 \\
+        --data.tasks.video-prediction 0.16 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.01 \\
+        --data.tasks.film-question-answering 0.01 --data.questions $all $drawn
 
 where `$all` is each type of question once and `$hard` is height four times, vertical, relation, count_colour and
 count_shape three times each and horizontal twice. The first two runs still wrote the source picture of an edit before
 the instruction; only the last five had captions that say where things are, and only the last four the questions
-"place" and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical and
-relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times each, layout
+"place" and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical
+and relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times each, layout
 and count_colour twice, place, horizontal and height once. `$last` is relation four times, count_shape three times,
 vertical and count_colour twice and horizontal once; `$drawn` is count_shape four times, relation twice and vertical,
 height and count_colour once.
