@@ -4,7 +4,7 @@
 Emu3's 184,622. Ours is the trainer's own task. Every measurement is a process of its own (its peak resident memory is
 the side's own), and the sides take turns. Transformers: SDPA attention; eager attention was tried and is slower.
 Usage: python benchmarks/training_step.py [--quick]   (10 to 20 minutes on 2 free cores, 20 GB of memory; --quick: one
-row of 1,024 tokens, the small vocabulary, one round; --small: the small vocabulary, one round, 7 GB, recorded)
+row of 1,024 tokens, the small vocabulary, one round; --once: one round of one counted step, recorded)
 """
 
 import json
@@ -133,11 +133,9 @@ def main() -> None:
     if "--quick" in sys.argv:
         print(json.dumps(compare("40k", rows=1, rounds=1, steps=2), indent=2))
         return
-    names, rounds = list(VOCABULARIES), ROUNDS
-    if "--small" in sys.argv:
-        names, rounds = names[:1], 1
-    results = {name: compare(name, rows=4, rounds=rounds, steps=STEPS) for name in names}
-    save(__file__, {"tokens": 4 * SEQ_LEN, "rounds": rounds, "steps": STEPS, "vocabularies": results})
+    rounds, steps = (1, 1) if "--once" in sys.argv else (ROUNDS, STEPS)
+    results = {name: compare(name, rows=4, rounds=rounds, steps=steps) for name in VOCABULARIES}
+    save(__file__, {"tokens": 4 * SEQ_LEN, "rounds": rounds, "steps": steps, "vocabularies": results})
 
 
 if __name__ == "__main__":

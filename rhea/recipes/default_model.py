@@ -95,8 +95,8 @@ on purpose, so that what it makes of them can be graded.
         --data.tasks.video-prediction 0.15 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
         --data.questions $all $places
     rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/seventh/checkpoint --data.seed 9 \\
-        --output runs/eighth --trainer.total-steps 700 --trainer.schedule.decay-steps 650 --trainer.schedule.warmup-steps 50 \\
-        --trainer.schedule.learning-rate 0.0012 \\
+        --output runs/eighth --trainer.total-steps 700 --trainer.schedule.decay-steps 650 \\
+        --trainer.schedule.warmup-steps 50 --trainer.schedule.learning-rate 0.0012 \\
         --data.tasks.text-to-image 0.42 --data.tasks.question-answering 0.22 --data.tasks.editing 0.05 \\
         --data.tasks.video-prediction 0.26 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 \\
         --data.tasks.film-question-answering 0.01 --data.questions $all $last
@@ -116,10 +116,10 @@ where `$all` is each type of question once and `$hard` is height four times, ver
 count_shape three times each and horizontal twice. The first two runs still wrote the source picture of an edit before
 the instruction; only the last five had captions that say where things are, and only the last four the questions
 "place" and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical
-and relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times each, layout
-and count_colour twice, place, horizontal and height once. `$last` is relation four times, count_shape three times,
-vertical and count_colour twice and horizontal once; `$drawn` is count_shape four times, relation twice and vertical,
-height and count_colour once.
+and relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times each,
+layout and count_colour twice, place, horizontal and height once. `$last` is relation four times, count_shape three
+times, vertical and count_colour twice and horizontal once; `$drawn` is count_shape four times, relation twice and
+vertical, height and count_colour once.
 
 Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model. That
 has not been run to its end yet; the figures are of the chain above.
