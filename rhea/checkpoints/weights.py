@@ -186,8 +186,8 @@ def read_tensors(
     """Load tensors into memory of their own, floating-point ones as ``dtype`` (None: as stored), on ``device``.
 
     With ``mapped``, those that need no cast nor leave the CPU are read when they are first used, and what is written
-    into them stays in memory. Raises one InputError that names
-    every tensor with NaN or infinity in it (after the cast), if ``check_finite``.
+    into them stays in memory. Raises one InputError that names every tensor with NaN or infinity in it (after the
+    cast), if ``check_finite``.
     """
     loaded: dict[str, torch.Tensor] = {}
     broken: list[str] = []
