@@ -1,7 +1,7 @@
 """The engine beside the plain loop and transformers.
 
 1. The default model, one guided 64 x 64 picture: seconds and forwards with every window, share of right guesses.
-   All sides make the same tokens; the script fails if they do not.
+   All of ours make the same tokens; the script fails if they do not. Beside them transformers, with the same weights.
 2. The default model, from a text to pixels: seconds of a picture of 64 x 64 and of 128 x 128 (larger than it has seen:
    only the time means something), vision decoding included.
 3. The 110 M model of ``generation.py``, bfloat16, one guided picture of 32 x 32 codes beside transformers. How many
@@ -23,14 +23,16 @@ from typing import Any
 
 import torch
 from generation import PROMPT, TOP_K, WIDTH, build
-from peer import draw_pictures
+from peer import draw_pictures, with_qk_norm
 from record import interleaved, median, save
 from steps import engine_forward, guided_picture, middle_rows
 
 import rhea
+from rhea.checkpoints.load import load_checkpoint
 from rhea.documents.document import ImageSize
 from rhea.documents.grammar import Grammar
 from rhea.generation.engine import Engine, EngineConfig
+from rhea.generation.loading import DEFAULT_MODEL
 from rhea.generation.model import Rhea
 from rhea.generation.plain import continue_prompts
 from rhea.generation.request import Request
@@ -53,6 +55,9 @@ def one_picture(model: Rhea, texts: Sequence[str], repeats: int) -> dict[str, An
     requests = [guided_picture(completer.grammar, text, size, sampling) for text in texts]
     engines = {window: Engine(completer.transformer, EngineConfig(window=window, slots=2)) for window in WINDOWS}
     expected = [continue_prompts(completer.transformer, [each])[0] for each in requests]
+    unpacked = load_checkpoint(DEFAULT_MODEL, dtype=torch.float32, parts=("transformer",)).transformer
+    assert unpacked is not None
+    theirs, vocabulary = with_qk_norm(unpacked.eval()), completer.grammar.vocabulary
 
     def with_engine(window: int | None) -> Callable[[], None]:
         def run() -> None:
@@ -62,8 +67,9 @@ def one_picture(model: Rhea, texts: Sequence[str], repeats: int) -> dict[str, An
 
     sides = {"plain loop": lambda: [continue_prompts(completer.transformer, [each]) for each in requests]}
     sides |= {_name(window): with_engine(window) for window in WINDOWS}
+    sides[PEER] = lambda: [draw_pictures(theirs, vocabulary, [each], size) for each in requests]
     seconds = {name: median(times) / len(requests) for name, times in interleaved(sides, repeats).items()}
-    results: dict[str, Any] = {"plain loop": {"seconds_per_picture": round(seconds["plain loop"], 3)}}
+    results: dict[str, Any] = {name: {"seconds_per_picture": round(seconds[name], 3)} for name in (PEER, "plain loop")}
     for window, engine in engines.items():
         counted, pictures = engine.statistics, (repeats + 1) * len(requests)
         results[_name(window)] = {
@@ -71,6 +77,7 @@ def one_picture(model: Rhea, texts: Sequence[str], repeats: int) -> dict[str, An
             "forwards_per_picture": round(counted.forwards / pictures, 1),
             "guesses_held": round(counted.guesses_right / max(counted.tokens_guessed, 1), 3),
             "times_the_plain_loop": round(seconds["plain loop"] / seconds[_name(window)], 2),
+            "times_the_peer": round(seconds[PEER] / seconds[_name(window)], 2),
         }
     return results
 

@@ -1,4 +1,4 @@
-"""Transformers' generate at its fastest public settings, over static batches, on the weights of ``generation.build``.
+"""Transformers' generate at its fastest public settings, over static batches, on the same weights as ours.
 
 Prompts of a batch are padded on the left. Pictures of one size are guided by its own second forward and held to their
 grid by a processor that copies a range of the logits: quicker than ``prefix_allowed_tokens_fn``, which takes a list of
@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from rhea.documents.document import ImageSize
 from rhea.generation.request import Request
+from rhea.models.transformer import Transformer
 from rhea.tokenizers.vocabulary import Vocabulary
 
 
@@ -32,6 +34,40 @@ class GridProcessor(LogitsProcessor):
         allowed = torch.full_like(scores, float("-inf"))
         allowed[:, legal.start : legal.stop] = scores[:, legal.start : legal.stop]
         return allowed
+
+
+def with_qk_norm(model: Transformer) -> Any:
+    """Return transformers' Qwen3 with the same weights: the same layers, QK-norm too, which its Emu3 lacks."""
+    config = model.config
+    theirs = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            vocab_size=config.vocab_size,
+            hidden_size=config.dim,
+            intermediate_size=config.ffn_dim,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.max_seq_len,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=False,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    names = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", "attention": "self_attn"}
+    weights = {}
+    for name, weight in model.state_dict().items():
+        theirs_name = ".".join(names.get(part, part) for part in name.split("."))
+        weights[theirs_name if name.startswith("lm_head") else f"model.{theirs_name}"] = weight
+    theirs.load_state_dict(weights)
+    theirs = theirs.to(next(model.parameters()).dtype).eval()
+    ids = torch.arange(32)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(ids).logits.float(), model(ids), rtol=1e-4, atol=1e-3)
+    return theirs
 
 
 def draw_pictures(
@@ -53,7 +89,7 @@ def draw_pictures(
         guidance_scale=requests[0].sampling.guidance_scale,
         logits_processor=LogitsProcessorList([GridProcessor(vocabulary, prompts.shape[1], size.width)]),
         do_sample=True,
-        top_k=requests[0].sampling.top_k,
+        top_k=requests[0].sampling.top_k or 0,
         max_new_tokens=new_tokens or size.height * (size.width + 1) - 1,
         cache_implementation=cache,
     )

@@ -54,7 +54,7 @@ def attend_cached(queries_BTHK: Tensor, keys_BGSK: Tensor, values_BGSK: Tensor, 
     G = keys_BGSK.shape[1]
     grouped = queries_BTHK.view(B, T, G, H // G, K).permute(0, 2, 3, 1, 4).reshape(B, G, -1, K)
     mask = visibility.mask_B1TS
-    if mask is not None:
+    if mask is not None and T > 1:
         mask = mask.repeat(1, 1, H // G, 1)
     output = F.scaled_dot_product_attention(grouped, keys_BGSK, values_BGSK, attn_mask=mask)
     return output.view(B, G, H // G, T, K).permute(0, 3, 1, 2, 4).reshape(B, T, H, K)

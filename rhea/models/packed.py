@@ -47,6 +47,7 @@ class PackedLinear:
         self._rows = slice(start, stop)
         self._packed: Tensor | None = None
         self._packed_from: list[tuple[int, int]] = []
+        self._released = False
 
     def _stamp(self) -> list[tuple[int, int]]:
         """Return what changes when the weights do."""
@@ -60,7 +61,8 @@ class PackedLinear:
 
     def refresh(self) -> None:
         """Pack the weights, if they are not released and changed since."""
-        if self._linears[0].weight.is_meta:
+        self._released = self._linears[0].weight.is_meta
+        if self._released:
             return
         stamp = self._stamp()
         if stamp != self._packed_from:
@@ -70,15 +72,16 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x times the transposed matrix, [..., rows]."""
-        self.refresh()
+        if not self._released:
+            self.refresh()
         if self._packed is None:
             return F.linear(x, self._stacked())
         rows_ND = x.reshape(-1, x.shape[-1])
         count = rows_ND.shape[0]
         if padding := padded_rows(count) - count:
             rows_ND = F.pad(rows_ND, (0, 0, 0, padding))
-        output = torch.ops.mkldnn._linear_pointwise(rows_ND, self._packed, None, "none", [], "")
-        return output[:count].view(*x.shape[:-1], output.shape[-1])
+        output = torch.ops.mkldnn._linear_pointwise.default(rows_ND, self._packed, None, "none", [], "")
+        return (output[:count] if padding else output).view(*x.shape[:-1], output.shape[-1])
 
 
 class PackedHead:
