@@ -14,7 +14,7 @@ import rhea
 PROMPT = "a small red circle and a large blue square"
 QUESTION = "What colour is the circle?"
 EDIT = "make the square green"
-FILM = "a small red circle moving to the right"
+FILM = "a small red circle bouncing around"
 SIDE, GAP, LINE = 160, 14, 18
 FONT = ImageFont.load_default(size=14)
 
