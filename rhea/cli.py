@@ -57,7 +57,7 @@ def generate(
 
     $ rhea generate "a small red circle and a large blue square" --samples 4 --output red.png
 
-    $ rhea generate "a green star moving to the right" --output star.mp4
+    $ rhea generate "a green star bouncing around" --output star.mp4
 
     $ rhea generate --batch prompts.txt --samples 2 --output drawn/picture.png
 
