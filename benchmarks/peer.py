@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from rhea.checkpoints.layouts import OFFICIAL
 from rhea.documents.document import ImageSize
 from rhea.generation.request import Request
 from rhea.models.transformer import Transformer
@@ -37,7 +38,7 @@ class GridProcessor(LogitsProcessor):
 
 
 def with_qk_norm(model: Transformer) -> Any:
-    """Return transformers' Qwen3 with the same weights: the same layers, QK-norm too, which its Emu3 lacks."""
+    """Return transformers' Qwen3 with the same float32 weights: the same layers, QK-norm too, which its Emu3 lacks."""
     config = model.config
     theirs = transformers.Qwen3ForCausalLM(
         transformers.Qwen3Config(
@@ -57,16 +58,12 @@ def with_qk_norm(model: Transformer) -> Any:
             eos_token_id=None,
         )
     )
-    names = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", "attention": "self_attn"}
-    weights = {}
-    for name, weight in model.state_dict().items():
-        theirs_name = ".".join(names.get(part, part) for part in name.split("."))
-        weights[theirs_name if name.startswith("lm_head") else f"model.{theirs_name}"] = weight
-    theirs.load_state_dict(weights)
-    theirs = theirs.to(next(model.parameters()).dtype).eval()
+    names = OFFICIAL.transformer[0]
+    theirs.load_state_dict({names.theirs(name): weight for name, weight in model.state_dict().items()})
+    theirs.eval()
     ids = torch.arange(32)[None]
     with torch.inference_mode():
-        torch.testing.assert_close(theirs(ids).logits.float(), model(ids), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=1e-4, atol=1e-3)
     return theirs
 
 

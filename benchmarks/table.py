@@ -84,8 +84,8 @@ def engine_rows() -> list[tuple[str, str, str, str]]:
     beside = f"one by one {plain:.2f} s, the same tokens: {found['times_the_plain_loop']:.1f} x; transformers "
     beside += f"{sides['transformers']['seconds_per_picture']:.2f} s: {found['times_the_peer']:.1f} x"
     beside += short_of(6, found["times_the_peer"], "in so small a model a forward is hundreds of calls, not arithmetic")
-    seconds = f"{found['seconds_per_picture']:.2f} s"
-    rows = [("a guided 64 x 64 picture of the default model, CPU", seconds, beside, "engine")]
+    figure = f"{found['seconds_per_picture']:.2f} s"
+    rows = [("a guided 64 x 64 picture of the default model, CPU", figure, beside, "engine")]
     one = results["one picture, 110 M, bfloat16"]
     told, seconds = f"a guided picture of {one['codes']:,} codes, 110 M, bfloat16, CPU", one["seconds_per_picture"]
     times = one["times_the_peer"]["window 1"]
