@@ -5,6 +5,7 @@ whatever has been made ahead. A process and not a thread: the step calls thousan
 for the interpreter while the loader holds it (a third of a small model's speed).
 """
 
+import atexit
 import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -35,7 +36,11 @@ class Prefetcher:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._ready = None
+        atexit.unregister(self._end)
 
     def next_batch(self) -> Any:
         """Return the next batch; an error of the loader is raised here."""
@@ -50,6 +55,7 @@ class Prefetcher:
                 worker_init_fn=_outlive_the_signal,
             )
             self._ready = iter(batches)
+            atexit.register(self._end)  # else Python waits at its end for a process that outlives its signal
         batch, self._state = next(self._ready)
         return batch
 

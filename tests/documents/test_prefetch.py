@@ -1,6 +1,9 @@
 """Batches made ahead are the same, and a saved state is that of the last batch handed out."""
 
 import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +64,11 @@ def test_an_error_reaches_the_caller() -> None:
     assert [ahead.next_batch() for _ in range(49)][-1] == 49
     with pytest.raises(ValueError, match="fifty"):
         ahead.next_batch()
+
+
+def test_python_ends_though_nobody_closed_it() -> None:
+    program = "from test_prefetch import Counter, Prefetcher; ahead = Prefetcher(Counter()); print(ahead.next_batch())"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr
