@@ -21,3 +21,11 @@ def choose_device(name: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from None
     return torch.device(name)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Tell whether products in bfloat16 are faster than in float32: on a CPU only if it has instructions for them.
+
+    Without, torch still computes them, twenty times slower than in float32.
+    """
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

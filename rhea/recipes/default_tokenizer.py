@@ -16,6 +16,7 @@ from rhea.models.vision.config import VisionTokenizerConfig
 from rhea.models.vision.initialization import initialize
 from rhea.models.vision.losses import ReconstructionConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
+from rhea.recipes.precision import affordable
 from rhea.recipes.seeding import seeded
 from rhea.training.optimizer import OptimizerConfig
 from rhea.training.schedule import ScheduleConfig
@@ -51,8 +52,10 @@ class VisionTokenizerRecipe(TokenizerRecipe):
         initialize(model)
         if self.start_from:
             model.load_state_dict(trained_tokenizer(self, Path(self.start_from)).state_dict())
-        model.to(choose_device(self.device))
-        task = VisionTokenizerTask(self.task, model, codebook_initialized=bool(self.start_from))
+        device = choose_device(self.device)
+        task = VisionTokenizerTask(
+            affordable(self.task, device), model.to(device), codebook_initialized=bool(self.start_from)
+        )
         return Trainer(self.trainer, task, ShapesFrames(self.data), folder).train()
 
 

@@ -16,6 +16,7 @@ from rhea.generation.loading import DEFAULT_MODEL
 from rhea.models.device import choose_device
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.default_tokenizer import TokenizerRecipe, default_tokenizer
+from rhea.recipes.precision import affordable
 from rhea.recipes.rich_frames import RichFrames, RichFramesConfig
 from rhea.recipes.seeding import seeded
 from rhea.training.schedule import ScheduleConfig
@@ -37,7 +38,8 @@ class RichTokenizerRecipe(TokenizerRecipe):
         with seeded(self.trainer.seed):
             model = VisionTokenizer(self.model)
         copy_all_but_codebook(Path(self.start_from or DEFAULT_MODEL), model)
-        task = VisionTokenizerTask(self.task, model.to(choose_device(self.device)))
+        device = choose_device(self.device)
+        task = VisionTokenizerTask(affordable(self.task, device), model.to(device))
         return Trainer(self.trainer, task, frames, folder).train()
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rhea.errors import InputError
+from rhea.models.device import fast_bfloat16
+from rhea.training.muon import Float32Muon
 from rhea.training.task import NonFiniteError
 
 TABLES = ("embed_tokens.weight", "lm_head.weight", "embedding.weight")
@@ -55,7 +57,10 @@ class Optimizer:
         self._optimizers: list[torch.optim.Optimizer] = [adamw]
         self._owners: dict[str, torch.optim.Optimizer] = dict.fromkeys(self.parameters, adamw)
         if muon:
-            second = torch.optim.Muon(
+            muon_of_device = (
+                torch.optim.Muon if fast_bfloat16(next(iter(self.parameters.values())).device) else Float32Muon
+            )
+            second = muon_of_device(
                 [self.parameters[name] for name in self.parameters if name in muon],
                 lr=0.0,
                 weight_decay=config.weight_decay,

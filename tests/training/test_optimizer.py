@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from rhea.errors import InputError
+from rhea.training.muon import orthogonal
 from rhea.training.optimizer import Optimizer, OptimizerConfig, require_finite
 from rhea.training.task import NonFiniteError
 
@@ -59,7 +60,12 @@ def test_one_update_is_adamw_on_the_mean_loss():
         torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)  # the same sums in another order
 
 
-def test_muon_updates_the_hidden_matrices_and_nothing_else():
+@pytest.mark.parametrize("fast", [True, False])
+def test_muon_updates_the_hidden_matrices_and_nothing_else(fast: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rhea.training.optimizer.fast_bfloat16", lambda device: fast)
+    if not fast:  # then torch's, too, must not round to bfloat16
+        monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor)
+
     class Small(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -89,6 +95,17 @@ def test_muon_updates_the_hidden_matrices_and_nothing_else():
             reference.step()
     for our, their in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (3, 20, 8), (1, 6, 6)])
+def test_orthogonalised_matrices_keep_their_singular_vectors(shape: tuple[int, int, int]):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    values = u.mT @ orthogonal(matrices, (3.4445, -4.7750, 2.0315), 5, 1e-7) @ v.mT
+    singular = values.diagonal(dim1=1, dim2=2)
+    assert (values - torch.diag_embed(singular)).abs().max() < 1e-4
+    assert singular.min() > 0.3  # "near one" is from 0.3 to 1.3 after five steps for values that began small
+    assert singular.max() < 1.3
 
 
 def test_only_matrices_decay():
