@@ -6,19 +6,19 @@ The run folder holds the text tokenizer and, at the end, ``checkpoint``: the who
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 
 from rhea.checkpoints.configs import CheckpointConfig
 from rhea.checkpoints.load import Checkpoint, load_checkpoint
 from rhea.checkpoints.save import save_checkpoint
 from rhea.documents import formats
-from rhea.documents.document import ImageSize, Text
+from rhea.documents.document import Document, ImageSize, Text
 from rhea.documents.grammar import Grammar
 from rhea.documents.loader import PackedLoader, PackedLoaderConfig
 from rhea.documents.mixture import Mixture
@@ -27,15 +27,19 @@ from rhea.errors import InputError
 from rhea.generation.completion import Completer, Prompt
 from rhea.generation.results import contact_sheet
 from rhea.generation.sampling import SamplingConfig
+from rhea.logging import console
 from rhea.media import write_picture
 from rhea.models.config import TransformerConfig
 from rhea.models.device import choose_device
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
+from rhea.recipes.growing import grow_from
+from rhea.recipes.precision import affordable
 from rhea.tokenizers.text import TextTokenizer, load_text_tokenizer, train_text_tokenizer
 from rhea.tokenizers.vision import PixelPolicy, VisionCodec
 from rhea.tokenizers.vocabulary import Vocabulary, VocabularyConfig, compact_vocabulary
 from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig, Sampler
+from rhea.training.state import checkpoint_folders
 from rhea.training.trainer import Trainer, TrainerConfig
 
 
@@ -59,6 +63,10 @@ class ModelRecipe(ABC):
     """Run folder of the vision tokenizer, or a checkpoint that holds one."""
     start_from: str = ""
     """A checkpoint of this model to go on from, with its text tokenizer; random weights if empty."""
+    grow_from: str = ""
+    """A checkpoint of a smaller model, of whatever tokenizers, whose skills a new run begins with."""
+    growth_documents: int = 1000
+    """How many documents tell what the smaller model's codes are called now."""
     model: TransformerConfig
     """Its vocab_size is filled in from the two tokenizers."""
     text_vocab_size: int
@@ -100,10 +108,19 @@ class ModelRecipe(ABC):
             if start.transformer.config != model.config:
                 raise InputError(f"{self.start_from} holds a transformer of other sizes than this recipe's")
             model.load_state_dict(start.transformer.state_dict())
-        model.to(choose_device(self.device))
         about = self.about()
         grammar, codec = Grammar(Vocabulary(vocabulary), text_tokenizer), VisionCodec(vision_tokenizer, about.policy)
-        task = NextTokenTask(self.task, model, Vocabulary(vocabulary), sampler=_sampler(about, grammar, codec))
+        if self.grow_from and not checkpoint_folders(folder):
+            documents, total = _documents(self.mixture(seed_offset=1), self.growth_documents), self.growth_documents
+            progress = track(documents, "comparing codes", total, console=console(), transient=True)
+            grow_from(self.grow_from, model, grammar, codec, progress)
+        device = choose_device(self.device)
+        task = NextTokenTask(
+            affordable(self.task, device),
+            model.to(device),
+            Vocabulary(vocabulary),
+            sampler=_sampler(about, grammar, codec),
+        )
         with Prefetcher(PackedLoader(self.loader, mixture, grammar, codec)) as loader:
             complete = Trainer(self.trainer, task, loader, folder).train()
         with task.export() as trained:
@@ -116,7 +133,7 @@ class ModelRecipe(ABC):
         kept = folder / "tokenizer.json"
         if not kept.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            texts = islice(_texts(self.mixture(seed_offset=1)), self.text_documents)
+            texts = _texts(_documents(self.mixture(seed_offset=1), self.text_documents))
             train_text_tokenizer(texts, self.text_vocab_size).save(folder)
         return load_text_tokenizer(kept)
 
@@ -162,10 +179,13 @@ def _sampler(about: About, grammar: Grammar, codec: VisionCodec) -> Sampler:
     return draw
 
 
-def _texts(mixture: Mixture) -> Iterator[str]:
+def _documents(mixture: Mixture, how_many: int) -> Iterator[Document]:
+    """Return the first documents of a mixture."""
+    draws, _ = mixture.draws(0, [0] * len(mixture.sources), how_many)
+    return map(mixture.document, draws)
+
+
+def _texts(documents: Iterable[Document]) -> Iterator[str]:
     """Yield the texts of one document after the other."""
-    counts = [0] * len(mixture.sources)
-    for number in count():
-        (draw,), counts = mixture.draws(number, counts, 1)
-        segments = mixture.document(draw).segments
-        yield "\n".join(segment.text for segment in segments if isinstance(segment, Text))
+    for document in documents:
+        yield "\n".join(segment.text for segment in document.segments if isinstance(segment, Text))

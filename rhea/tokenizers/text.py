@@ -128,6 +128,17 @@ class ByteLevelTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(token_id) for token_id in token_ids], skip_special_tokens=False)
 
+    def pieces(self) -> list[str]:
+        """Return every token in the byte-level alphabet (a letter for each byte), by id; "" for an id that is free."""
+        pieces = [""] * self.vocab_size
+        for piece, token_id in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            pieces[token_id] = piece
+        return pieces
+
+    def spell(self, piece: str) -> list[int]:
+        """Return the ids of a piece of text in the byte-level alphabet."""
+        return [token.id for token in self._tokenizer.model.tokenize(piece)]
+
     def save(self, folder: str | Path) -> None:
         with atomic_file(Path(folder) / "tokenizer.json") as temporary:
             temporary.write_text(json.dumps(self._specification, ensure_ascii=False), encoding="utf-8")

@@ -17,6 +17,7 @@ from rhea.recipes.default_model import DefaultModelRecipe, default_model
 from rhea.recipes.default_tokenizer import default_tokenizer, local_tokenizer
 from rhea.recipes.emu3 import emu3_transformer, emu3_vision_tokenizer
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
+from rhea.training.schedule import ScheduleConfig
 
 
 def num_parameters(model: torch.nn.Module) -> int:
@@ -97,3 +98,23 @@ def test_training_goes_on_from_a_checkpoint(debug_run: Path, tmp_path: Path) -> 
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     from_nothing = json.loads((debug_run / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] < from_nothing["loss"]
+
+
+def test_a_larger_model_grows_from_a_checkpoint_of_other_tokenizers(debug_run: Path, tmp_path: Path) -> None:
+    recipe = replace(
+        debug(),
+        tokenizer_run=str(debug_run / "checkpoint"),
+        grow_from=str(debug_run / "checkpoint"),
+        growth_documents=20,
+        text_vocab_size=320,
+        model=replace(debug().model, dim=48, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=96),
+    )
+    recipe = replace(recipe, trainer=replace(recipe.trainer, total_steps=1, schedule=ScheduleConfig(learning_rate=1e-3)))
+    losses = {}
+    for name, started in {"grown": recipe, "from nothing": replace(recipe, grow_from="")}.items():
+        assert started.run_transformer(tmp_path / name)
+        losses[name] = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    lines = (debug_run / "metrics.jsonl").read_text().splitlines()
+    first, last = (json.loads(lines[place])["loss"] for place in (0, -1))
+    assert losses["from nothing"] == pytest.approx(first, abs=0.1)
+    assert losses["grown"] < (first + last) / 2
