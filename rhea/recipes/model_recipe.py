@@ -64,7 +64,8 @@ class ModelRecipe(ABC):
     start_from: str = ""
     """A checkpoint of this model to go on from, with its text tokenizer; random weights if empty."""
     grow_from: str = ""
-    """A checkpoint of a smaller model, of whatever tokenizers, whose skills a new run begins with."""
+    """A checkpoint of a smaller model, of whatever tokenizers, whose skills a new run begins with, if it does not
+    ``start_from`` another; random weights if both are empty."""
     growth_documents: int = 1000
     """How many documents tell what the smaller model's codes are called now."""
     model: TransformerConfig
@@ -110,7 +111,7 @@ class ModelRecipe(ABC):
             model.load_state_dict(start.transformer.state_dict())
         about = self.about()
         grammar, codec = Grammar(Vocabulary(vocabulary), text_tokenizer), VisionCodec(vision_tokenizer, about.policy)
-        if self.grow_from and not checkpoint_folders(folder):
+        if self.grow_from and start is None and not checkpoint_folders(folder):
             documents, total = _documents(self.mixture(seed_offset=1), self.growth_documents), self.growth_documents
             progress = track(documents, "comparing codes", total, console=console(), transient=True)
             grow_from(self.grow_from, model, grammar, codec, progress)

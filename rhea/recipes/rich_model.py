@@ -1,7 +1,7 @@
 """The rich model: emoji, shapes and driving in one small transformer, pictures of 64 x 64 and of 128 x 128.
 
 Emoji are drawn at both sides from the same words; only the size text tells which. The vision tokenizer comes from a
-finished run of ``rich-tokenizer``.
+finished run of ``rich-tokenizer``. What the default model knows of shapes it begins with (``rhea.recipes.growing``).
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,6 +10,7 @@ from pathlib import Path
 from rhea.documents.grammar import LossWeights
 from rhea.documents.mixture import Mixture, WeightedSource
 from rhea.documents.shard_source import ShardSourceConfig
+from rhea.generation.loading import DEFAULT_MODEL
 from rhea.models.config import TransformerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.default_model import default_model
@@ -112,19 +113,20 @@ class RichModelRecipe(ModelRecipe):
 
 
 def rich_model() -> RichModelRecipe:
-    """Return the recipe; about 10 M parameters, planned for some ten hours of one core with AVX-512 and bf16."""
+    """Return the recipe; about 11 M parameters, planned for some ten hours of one core with AVX-512 and bf16."""
     recipe, steps = default_model(), 14_000
     return RichModelRecipe(
         tokenizer=rich_tokenizer(),
         tokenizer_run="runs/rich-tokenizer",
+        grow_from=str(DEFAULT_MODEL),
         model=TransformerConfig(
             vocab_size=0,
             dim=256,
             num_layers=8,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=64,
-            ffn_dim=688,
+            num_heads=6,
+            num_kv_heads=3,
+            head_dim=48,
+            ffn_dim=768,
             max_seq_len=1024,
             rope_theta=10_000.0,
             qk_norm=True,

@@ -109,7 +109,9 @@ def test_a_larger_model_grows_from_a_checkpoint_of_other_tokenizers(debug_run: P
         text_vocab_size=320,
         model=replace(debug().model, dim=48, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=96),
     )
-    recipe = replace(recipe, trainer=replace(recipe.trainer, total_steps=1, schedule=ScheduleConfig(learning_rate=1e-3)))
+    recipe = replace(
+        recipe, trainer=replace(recipe.trainer, total_steps=1, schedule=ScheduleConfig(learning_rate=1e-3))
+    )
     losses = {}
     for name, started in {"grown": recipe, "from nothing": replace(recipe, grow_from="")}.items():
         assert started.run_transformer(tmp_path / name)

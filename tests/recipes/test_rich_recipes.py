@@ -14,6 +14,7 @@ from rhea.config import from_dict, to_dict
 from rhea.documents.shards import write_shard
 from rhea.errors import InputError
 from rhea.generation.loading import DEFAULT_MODEL
+from rhea.models.growth import require_growth
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.debug import debug, debug_tokenizer
@@ -33,7 +34,7 @@ def test_sizes() -> None:
     vocabulary = Vocabulary(compact_vocabulary(recipe.text_vocab_size, recipe.tokenizer.model.codebook_size))
     with torch.device("meta"):
         assert num_parameters(VisionTokenizer(recipe.tokenizer.model)) == 3_020_043
-        assert num_parameters(Transformer(replace(recipe.model, vocab_size=vocabulary.size))) == 10_003_712
+        assert num_parameters(Transformer(replace(recipe.model, vocab_size=vocabulary.size))) == 10_691_584
 
 
 @pytest.mark.parametrize("recipe", [rich_tokenizer, rich_model])
@@ -134,6 +135,7 @@ def trained(shards: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
         tokenizer=tokenizer,
         tokenizer_run=str(folder / "tokenizer"),
         model=small.model,
+        grow_from="",
         text_vocab_size=300,
         text_documents=20,
         data=replace(recipe.data, **shards),
@@ -182,3 +184,9 @@ def test_a_missing_tokenizer_is_told_by_its_recipe(trained: tuple[RichModelRecip
     recipe = replace(trained[0], tokenizer_run=str(tmp_path / "missing"))
     with pytest.raises(InputError, match="rhea train rich-tokenizer"):
         recipe.run(tmp_path / "run")
+
+
+def test_the_default_model_can_grow_to_the_rich_ones_sizes() -> None:
+    smaller = load_checkpoint(DEFAULT_MODEL, parts=()).config.transformer
+    assert smaller is not None
+    require_growth(smaller, rich_model().model)
