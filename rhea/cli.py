@@ -7,6 +7,8 @@ output, everything else to standard error.
 """
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -420,28 +422,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        if given[0] == "--version":
-            print(f"rhea {importlib.import_module('rhea').__version__}")
-        elif given[0] == "train" and len(given) > 1 and not given[1].startswith("-"):
-            return _train(given[1], given[2:])
-        elif given[0] == "evaluate" and given[1:2] not in (["-h"], ["--help"]):
-            from rhea.cli_evaluate import EVALUATIONS
-
-            tyro.extras.subcommand_cli_from_dict(
-                EVALUATIONS, prog="rhea evaluate", args=given[1:] or ["--help"], config=_SETTINGS
-            )
-        else:
-            commands = _summaries() if given[0] in ("-h", "--help") else _COMMANDS
-            tyro.extras.subcommand_cli_from_dict(
-                commands, prog="rhea", description=_DESCRIPTION, args=given, config=_SETTINGS
-            )
+        try:
+            return _run(given)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         return _failed(str(error))
+    except BrokenPipeError:  # whoever reads, ``head`` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains when it flushes at its end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         return _failed(f"{error.filename or 'file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         _say("rhea: interrupted")
         return 130
+
+
+def _run(given: list[str]) -> int:
+    if given[0] == "--version":
+        print(f"rhea {importlib.import_module('rhea').__version__}")
+    elif given[0] == "train" and len(given) > 1 and not given[1].startswith("-"):
+        return _train(given[1], given[2:])
+    elif given[0] == "evaluate" and given[1:2] not in (["-h"], ["--help"]):
+        from rhea.cli_evaluate import EVALUATIONS
+
+        evaluate = given[1:] or ["--help"]
+        tyro.extras.subcommand_cli_from_dict(EVALUATIONS, prog="rhea evaluate", args=evaluate, config=_SETTINGS)
+    else:
+        commands = _summaries() if given[0] in ("-h", "--help") else _COMMANDS
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="rhea", description=_DESCRIPTION, args=given, config=_SETTINGS
+        )
     return 0
 
 

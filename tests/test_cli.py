@@ -4,8 +4,10 @@ import importlib
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -395,3 +397,18 @@ def test_every_recipe_that_is_listed_exists() -> None:
     for module, function in cli._RECIPES.values():
         if importlib.util.find_spec(module) is not None:
             assert hasattr(getattr(importlib.import_module(module), function)(), "run")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """Output goes to a pipe whose other end is closed already, as ``rhea train debug --help | head -1`` may find."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "rhea.cli", "train", "rich-model", "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (ended.stderr, ended.returncode) == ("", 128 + signal.SIGPIPE)
