@@ -123,15 +123,27 @@ class FeedForward(nn.Module):
         """Fuse gate and up, and prepack all, for inference; ``alone``: without the originals."""
         inward, outward = (self.gate_proj, self.up_proj), (self.down_proj,)
         if can_pack(self.gate_proj):
-            self.packed = PackedLinear(inward), PackedLinear(outward)
+            self.packed = PackedLinear(inward, gated=True), PackedLinear(outward)
             if alone:
                 release(inward + outward, self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is not None and not torch.is_grad_enabled():
-            gate, up = self.packed[0](x).chunk(2, -1)
-            return self.packed[1](F.silu(gate) * up)
+            inward, outward = self.packed
+            if isinstance(inward, PackedLinear) and (panels := inward.panels(x)) is not None:
+                return outward(panels.product(x))
+            gate, up = inward(x).chunk(2, -1)
+            return outward(F.silu(gate) * up)
         gate, up = self.gate_proj(x), self.up_proj(x)
         gated = _GatedSilu.apply(gate, up)
         with remade(gated, lambda: F.silu(gate).mul_(up)):
             return self.down_proj(gated)
+
+    def fused(self, x: Tensor, norm: RMSNorm) -> Tensor | None:
+        """Return x and, added to it, what its norm gives, by operators of our own; None where they can't serve."""
+        if self.packed is None or not isinstance(self.packed[0], PackedLinear):
+            return None
+        inward, outward = (product.panels(x) for product in self.packed)
+        if inward is None or outward is None or norm.weight.dtype != x.dtype:
+            return None
+        return outward.product(inward.product(x, scale=norm.weight, eps=norm.eps), residual=x)

@@ -38,9 +38,15 @@ class DecoderLayer(nn.Module):
         self, x_BTD: Tensor, rotation: Rotary, visibility: Visibility, cache: Cache | None = None, layer: int = 0
     ) -> Tensor:
         """Return the residual stream after this layer."""
-        attended = self.attention_norm.feed(self.attention, x_BTD, rotation, visibility, cache, layer)
-        x_BTD = x_BTD + F.dropout(attended, self.dropout, self.training)
-        return x_BTD + F.dropout(self.mlp_norm.feed(self.mlp, x_BTD), self.dropout, self.training)
+        fuses = not torch.is_grad_enabled() and not (self.training and self.dropout)
+        after = self.attention.fused(x_BTD, self.attention_norm, rotation, visibility, cache, layer) if fuses else None
+        if after is None:
+            attended = self.attention_norm.feed(self.attention, x_BTD, rotation, visibility, cache, layer)
+            after = x_BTD + F.dropout(attended, self.dropout, self.training)
+        x_BTD, after = after, self.mlp.fused(after, self.mlp_norm) if fuses else None
+        if after is None:
+            return x_BTD + F.dropout(self.mlp_norm.feed(self.mlp, x_BTD), self.dropout, self.training)
+        return after
 
 
 class Transformer(nn.Module):
@@ -115,7 +121,7 @@ class Transformer(nn.Module):
         if self.lm_head is None:
             return x
         if self._packed_head is not None and not torch.is_grad_enabled():
-            return self._packed_head(x, start, self.config.vocab_size if stop is None else stop).float()
+            return self._packed_head(x, start, self.config.vocab_size if stop is None else stop)
         return F.linear(x, self.lm_head.weight[start:stop]).float()
 
     def forward(
