@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rhea.models.attend import attend
-from rhea.models.cache import Cache, PlacedCache
+from rhea.models.cache import Cache
 from rhea.models.config import TransformerConfig
 from rhea.models.layers import RMSNorm, Rotary, rotate
-from rhea.models.native.operators import PlacedAttention, can_attend
 from rhea.models.packed import PackedLinear, Product, can_pack, release
 from rhea.models.visibility import Visibility
 
@@ -32,8 +31,6 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query_dim, config.dim, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        sizes = config.num_heads, config.num_kv_heads, config.head_dim
-        self._placed = PlacedAttention(*sizes) if can_attend(*sizes) else None
 
         self.packed: tuple[Product, Product] | None = None
 
@@ -50,64 +47,21 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend from x to itself, and to what ``cache`` holds for this ``layer``."""
         packed = None if torch.is_grad_enabled() else self.packed
-        attended = self._attended(self._project(x_BTD, packed), rotation, visibility, cache, layer)
-        output = self.o_proj if packed is None else packed[1]
-        return output(attended.flatten(2))
-
-    def fused(
-        self,
-        x_BTD: Tensor,
-        norm: RMSNorm,
-        rotation: Rotary,
-        visibility: Visibility,
-        cache: Cache | None = None,
-        layer: int = 0,
-    ) -> Tensor | None:
-        """Return x and, added to it, the attention of its norm, by operators of our own; None where they can't serve.
-
-        No gradients and no dropout.
-        """
-        if self.packed is None or not isinstance(self.packed[0], PackedLinear):
-            return None
-        inward, outward = (product.panels(x_BTD) for product in self.packed)
-        if inward is None or outward is None or norm.weight.dtype != x_BTD.dtype:
-            return None
-        projected_BTX = inward.product(x_BTD, scale=norm.weight, eps=norm.eps)
-        places = cache.places(layer) if isinstance(cache, PlacedCache) and self._placed is not None else None
-        if places is None or places.block.dtype != x_BTD.dtype:
-            attended = self._attended(self._parted(projected_BTX), rotation, visibility, cache, layer).flatten(2)
-        else:
-            assert self._placed is not None
-            norms = None
-            if self.q_norm is not None and self.k_norm is not None:
-                norms = self.q_norm.weight, self.k_norm.weight, self.q_norm.eps
-            attended = self._placed(projected_BTX, rotation, norms, *places)
-        return outward.product(attended, residual=x_BTD)
-
-    def _attended(
-        self,
-        projections: tuple[Tensor, ...],
-        rotation: Rotary,
-        visibility: Visibility,
-        cache: Cache | None,
-        layer: int,
-    ) -> Tensor:
-        """Return what the queries attend to, [B, T, H, K]."""
-        queries, keys, values = projections
+        queries, keys, values = self._project(x_BTD, packed)
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rotate(queries, rotation), rotate(keys, rotation)
         if cache is None:
-            return attend(queries, keys, values, visibility, self.dropout if self.training else 0.0)
-        return cache.attend(layer, queries, keys, values, visibility)
+            attended = attend(queries, keys, values, visibility, self.dropout if self.training else 0.0)
+        else:
+            attended = cache.attend(layer, queries, keys, values, visibility)
+        output = self.o_proj if packed is None else packed[1]
+        return output(attended.flatten(2))
 
     def _project(self, x_BTD: Tensor, packed: tuple[Product, Product] | None) -> tuple[Tensor, ...]:
         """Return queries [B, T, H, K], keys and values [B, T, G, K]."""
         if packed is None:
             projections = (self.q_proj, self.k_proj, self.v_proj)
             return tuple(projection(x_BTD).unflatten(-1, (-1, self.head_dim)) for projection in projections)
-        return self._parted(packed[0](x_BTD))
-
-    def _parted(self, projected_BTX: Tensor) -> tuple[Tensor, ...]:
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        return projected_BTX.unflatten(-1, (-1, self.head_dim)).split(heads, 2)
+        return packed[0](x_BTD).unflatten(-1, (-1, self.head_dim)).split(heads, 2)

@@ -138,12 +138,3 @@ class FeedForward(nn.Module):
         gated = _GatedSilu.apply(gate, up)
         with remade(gated, lambda: F.silu(gate).mul_(up)):
             return self.down_proj(gated)
-
-    def fused(self, x: Tensor, norm: RMSNorm) -> Tensor | None:
-        """Return x and, added to it, what its norm gives, by operators of our own; None where they can't serve."""
-        if self.packed is None or not isinstance(self.packed[0], PackedLinear):
-            return None
-        inward, outward = (product.panels(x) for product in self.packed)
-        if inward is None or outward is None or norm.weight.dtype != x.dtype:
-            return None
-        return outward.product(inward.product(x, scale=norm.weight, eps=norm.eps), residual=x)

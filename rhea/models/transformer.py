@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from rhea.errors import InputError
 from rhea.models.attention import Attention
-from rhea.models.cache import Cache
+from rhea.models.cache import Cache, PlacedCache
 from rhea.models.config import TransformerConfig
 from rhea.models.layers import FeedForward, RMSNorm, Rotary, compute_dtype, rotary
-from rhea.models.packed import PackedHead, can_pack, release
+from rhea.models.native import operators
+from rhea.models.native.operators import FusedLayer
+from rhea.models.packed import PackedHead, PackedLinear, can_pack, release
 from rhea.models.visibility import Visibility, document_starts, document_visibility
-
 
 class DecoderLayer(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
@@ -33,20 +34,35 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config.dim, config.ffn_dim)
+        heads = config.num_heads, config.num_kv_heads, config.head_dim
+        self._operator = FusedLayer(*heads) if FusedLayer.serves(*heads) else None
 
     def forward(
         self, x_BTD: Tensor, rotation: Rotary, visibility: Visibility, cache: Cache | None = None, layer: int = 0
     ) -> Tensor:
         """Return the residual stream after this layer."""
-        fuses = not torch.is_grad_enabled() and not (self.training and self.dropout)
-        after = self.attention.fused(x_BTD, self.attention_norm, rotation, visibility, cache, layer) if fuses else None
-        if after is None:
-            attended = self.attention_norm.feed(self.attention, x_BTD, rotation, visibility, cache, layer)
-            after = x_BTD + F.dropout(attended, self.dropout, self.training)
-        x_BTD, after = after, self.mlp.fused(after, self.mlp_norm) if fuses else None
-        if after is None:
-            return x_BTD + F.dropout(self.mlp_norm.feed(self.mlp, x_BTD), self.dropout, self.training)
-        return after
+        if (fused := self._fused(x_BTD, rotation, cache, layer)) is not None:
+            return fused
+        attended = self.attention_norm.feed(self.attention, x_BTD, rotation, visibility, cache, layer)
+        x_BTD = x_BTD + F.dropout(attended, self.dropout, self.training)
+        return x_BTD + F.dropout(self.mlp_norm.feed(self.mlp, x_BTD), self.dropout, self.training)
+
+    def _fused(self, x_BTD: Tensor, rotation: Rotary, cache: Cache | None, layer: int) -> Tensor | None:
+        """Return the same by one operator of our own, where it can serve: on a CPU, packed, over a cache."""
+        if torch.is_grad_enabled() or not isinstance(cache, PlacedCache) or self._operator is None:
+            return None
+        attention, mlp = self.attention, self.mlp
+        products = (*(attention.packed or ()), *(mlp.packed or ()))
+        places = cache.places(layer)
+        matrices = [product.panels(x_BTD) if isinstance(product, PackedLinear) else None for product in products]
+        if not matrices or None in matrices or places is None or (self.training and self.dropout):
+            return None
+        norms = (self.attention_norm, self.mlp_norm, attention.q_norm, attention.k_norm)
+        scales = [None if norm is None else (norm.weight, norm.eps) for norm in norms]
+        kinds = [scale[0].dtype for scale in scales if scale is not None]
+        if any(kind != x_BTD.dtype for kind in (rotation.cos.dtype, places.block.dtype, *kinds)):
+            return None
+        return self._operator(x_BTD, [panels for panels in matrices if panels is not None], scales, rotation, places)
 
 
 class Transformer(nn.Module):
@@ -109,12 +125,22 @@ class Transformer(nn.Module):
         x_BTD = token_ids_BT if self.embed_tokens is None else self.embed_tokens(token_ids_BT)
         if self.embed_tokens is not None:
             x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
-        rotation = rotary(positions_BT, self.config.head_dim, self.config.rope_theta, compute_dtype(x_BTD))
+        native = cache is not None and self._uses_operators(x_BTD)
+        angles = self.config.head_dim, self.config.rope_theta, compute_dtype(x_BTD)
+        rotation = Rotary(*operators.rotary(positions_BT, *angles)) if native else rotary(positions_BT, *angles)
         for index, layer in enumerate(self.layers):
             x_BTD = layer(x_BTD, rotation, visibility, cache, index)
         if cache is not None:
             cache.finish()
+        if native and self.norm is not None and self.norm.weight.dtype == x_BTD.dtype:
+            return operators.norm(x_BTD, self.norm.weight, self.norm.eps)
         return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def _uses_operators(self, x_BTD: Tensor) -> bool:
+        """Tell whether operators of our own take the place of torch's."""
+        if self._packed_head is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return False
+        return x_BTD.device.type == "cpu" and operators.available(x_BTD.dtype)
 
     def logits(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return float32 logits [..., V] of the vocabulary rows [start, stop); the states themselves without a head."""

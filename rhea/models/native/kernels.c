@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if defined(__AVX512F__) || defined(__AVX__) || defined(__FMA__)
 #include <immintrin.h>
@@ -43,7 +44,11 @@
 #define QUERIES 96              /* query heads that share a block once it is prepared */
 #define LARGEST_HEAD 256
 #define WORTH_SHARING (1 << 18)
+#define KEPT (8 << 20) /* bytes of a thread's own room */
 #define CACHED (192 * 1024) /* bytes of a matrix that a core keeps while rows pass by */
+#ifndef AHEAD
+#define AHEAD 2048
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float F __attribute__((vector_size(4 * LANES)));
@@ -109,7 +114,14 @@ static void leave(void *data) {
 
 static void make_key(void) { pthread_key_create(&room_key, leave); }
 
-static void *room(size_t bytes) {
+static void *aligned(size_t bytes) {
+    void *memory;
+    return posix_memalign(&memory, 64, (bytes + 4095) / 4096 * 4096) ? NULL : memory;
+}
+
+/* What is large is not kept: it is ``once`` and to be freed. */
+static void *room(size_t bytes, Room *once) {
+    if (bytes > KEPT) return once->memory = aligned(bytes);
     pthread_once(&room_once, make_key);
     Room *mine = pthread_getspecific(room_key);
     if (!mine) {
@@ -117,13 +129,10 @@ static void *room(size_t bytes) {
         if (!mine) return NULL;
         pthread_setspecific(room_key, mine);
     }
-    if (mine->size < bytes) {
+    if (mine->size < bytes || !mine->memory) {
         free(mine->memory);
-        mine->size = 0;
-        mine->memory = NULL;
-        bytes = (bytes + 4095) / 4096 * 4096;
-        if (posix_memalign(&mine->memory, 64, bytes)) return mine->memory = NULL;
-        mine->size = bytes;
+        mine->memory = aligned(bytes);
+        mine->size = mine->memory ? bytes : 0;
     }
     return mine->memory;
 }
@@ -240,6 +249,7 @@ INLINE void tile_float(int R, int P, const float *x, int64_t x_step, const float
     EACH(r, R) EACH(v, P * VECTORS) sums[r][v] = (F){0};
     for (int64_t k = 0; k < inputs; k++) {
         F values[8 * VECTORS];
+        EACH(p, P) __builtin_prefetch(panels + p * inputs * PANEL + k * PANEL + AHEAD / 4);
         EACH(v, P * VECTORS)
             values[v] = load(panels + (v / VECTORS) * inputs * PANEL + k * PANEL + (v % VECTORS) * LANES);
         EACH(r, R) {
@@ -257,6 +267,7 @@ INLINE void tile_pairs(int R, int P, const Row *x, int64_t x_step, const uint16_
     EACH(r, R) EACH(p, P) sums[r][p] = (F){0};
     for (int64_t k = 0; k < inputs; k += 2) {
         __m512bh values[8];
+        EACH(p, P) __builtin_prefetch(panels + p * inputs * PANEL + k * PANEL + AHEAD / 2);
         EACH(p, P) memcpy(&values[p], panels + p * inputs * PANEL + k * PANEL, 64);
         EACH(r, R) {
             int32_t pair;
@@ -274,6 +285,7 @@ INLINE void tile_pairs(int R, int P, const Row *x, int64_t x_step, const uint16_
     EACH(r, R) EACH(v, P * VECTORS) sums[r][v] = (F){0};
     for (int64_t k = 0; k < inputs; k += 2) {
         U values[8 * VECTORS];
+        EACH(p, P) __builtin_prefetch(panels + p * inputs * PANEL + k * PANEL + AHEAD / 2);
         EACH(v, P * VECTORS)
             memcpy(&values[v], panels + (v / VECTORS) * inputs * PANEL + k * PANEL + (v % VECTORS) * 2 * LANES,
                    sizeof(U));
@@ -335,7 +347,7 @@ INLINE void normalise(const void *x, const void *scale, float eps, int64_t width
         }
     for (; at < width; at++) rest += read_one(x, at, bfloat16) * read_one(x, at, bfloat16);
     float total = sum_of((squares[0] + squares[1]) + (squares[2] + squares[3])) + rest;
-    float inverse = 1.0f / sqrtf(total / (float)width + eps);
+    float inverse = (float)(1.0 / sqrt((double)total / (double)width + eps));
     for (at = 0; at + LANES <= width; at += LANES) {
         F normal = rounded(read_vector(x, at, bfloat16) * inverse, bfloat16);
         store(to + at, rounded(normal * read_vector(scale, at, bfloat16), bfloat16));
@@ -478,19 +490,38 @@ static void product_part(const void *data, int thread, int threads) {
         }
 }
 
-/* out [rows, stop - start] = (norm of x if scale else x) times the outputs [start, stop), plus residual if there is
- * one; of a gated matrix all, as [rows, outputs / 2]. Return 0, or 1 if there is no memory. */
-int rhea_product(const Matrix *matrix, const void *x, const void *scale, float eps, const void *residual, void *out,
-                 int64_t rows, int64_t start, int64_t stop, int32_t wide, int32_t threads) {
-    Product job = {matrix, x, scale, residual, out, NULL, rows, start, stop, eps, wide};
-    int64_t inputs = padded_inputs(matrix->inputs, matrix->bfloat16);
-    if (matrix->gated) job.start = 0, job.stop = (matrix->outputs / 2 + PANEL - 1) / PANEL * PANEL * 2;
-    if (rows < 1 || job.start >= job.stop) return 0;
-    if (scale || (matrix->bfloat16 && (!PAIRS || inputs > matrix->inputs))) {
-        job.prepared = room((size_t)(rows * inputs) * prepared_size(matrix->bfloat16));
-        if (!job.prepared) return 1;
-    }
-    together(product_part, &job, threads, rows * inputs * (job.stop - job.start));
+INLINE size_t prepared_bytes(const Matrix *matrix, int64_t rows) {
+    return (size_t)(rows * padded_inputs(matrix->inputs, matrix->bfloat16)) * prepared_size(matrix->bfloat16);
+}
+
+/* Describe a product; ``prepared`` is room for its rows as the tiles want them. */
+static Product product_of(const Matrix *matrix, const void *x, void *out, int64_t rows, void *prepared) {
+    Product job = {matrix, x, NULL, NULL, out, NULL, rows, 0, matrix->outputs, 0, 0};
+    if (matrix->gated) job.stop = (matrix->outputs / 2 + PANEL - 1) / PANEL * PANEL * 2;
+    if (matrix->bfloat16 && (!PAIRS || matrix->inputs % 2)) job.prepared = prepared;
+    return job;
+}
+
+static Product normed_product(const Matrix *matrix, const void *x, const void *scale, float eps, void *out,
+                              int64_t rows, void *prepared) {
+    Product job = product_of(matrix, x, out, rows, prepared);
+    job.scale = scale, job.eps = eps, job.prepared = prepared;
+    return job;
+}
+
+/* out [rows, stop - start] = x times the outputs [start, stop), in float32 if ``wide``; of a gated matrix all, as
+ * [rows, outputs / 2]. Return 0, or 1 if there is no memory. */
+int rhea_product(const Matrix *matrix, const void *x, void *out, int64_t rows, int64_t start, int64_t stop,
+                 int32_t wide, int32_t threads) {
+    if (rows < 1 || start >= stop) return 0;
+    Room kept = {0, NULL};
+    void *prepared = room(prepared_bytes(matrix, rows), &kept);
+    if (!prepared) return 1;
+    Product job = product_of(matrix, x, out, rows, prepared);
+    if (!matrix->gated) job.start = start, job.stop = stop;
+    job.wide = wide;
+    together(product_part, &job, threads, rows * matrix->inputs * (job.stop - job.start));
+    free(kept.memory);
     return 0;
 }
 
@@ -498,6 +529,17 @@ int rhea_product(const Matrix *matrix, const void *x, const void *scale, float e
 int64_t rhea_panel_bytes(int64_t inputs, int64_t outputs, int32_t bfloat16, int32_t gated) {
     int64_t panels = gated ? (outputs / 2 + PANEL - 1) / PANEL * 2 : (outputs + PANEL - 1) / PANEL;
     return panels * padded_inputs(inputs, bfloat16) * PANEL * (bfloat16 ? 2 : 4);
+}
+
+/* Ask for large pages where they fit wholly, before the memory is touched. */
+void rhea_large_pages(void *memory, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    uintptr_t page = 2 << 20, first = ((uintptr_t)memory + page - 1) / page * page;
+    uintptr_t last = ((uintptr_t)memory + (uintptr_t)bytes) / page * page;
+    if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
 }
 
 /* Where the output of a row of weights lies. */
@@ -508,22 +550,19 @@ INLINE int64_t place_of(const Matrix *matrix, int64_t row) {
 }
 
 /* Copy ``rows`` rows of weights [rows, inputs], the first of which is row ``first`` of all, into the panels, which were
- * zeros; or with ``back`` out of them. */
-void rhea_pack(const Matrix *matrix, void *weight, int64_t first, int64_t rows, int32_t back) {
+ * zeros. */
+void rhea_pack(const Matrix *matrix, const void *weight, int64_t first, int64_t rows) {
     int bfloat16 = matrix->bfloat16;
     int64_t inputs = padded_inputs(matrix->inputs, bfloat16);
     for (int64_t row = 0; row < rows; row++) {
         int64_t place = place_of(matrix, first + row), base = place / PANEL * inputs * PANEL, lane = place % PANEL;
         for (int64_t k = 0; k < matrix->inputs; k++) {
             int64_t from = row * matrix->inputs + k;
-            if (bfloat16) {
-                uint16_t *to = (uint16_t *)matrix->panels + base + k / 2 * 2 * PANEL + lane * 2 + k % 2;
-                uint16_t *at = (uint16_t *)weight + from;
-                *(back ? at : to) = *(back ? to : at);
-            } else {
-                float *to = (float *)matrix->panels + base + k * PANEL + lane, *at = (float *)weight + from;
-                *(back ? at : to) = *(back ? to : at);
-            }
+            if (bfloat16)
+                ((uint16_t *)matrix->panels)[base + k / 2 * 2 * PANEL + lane * 2 + k % 2] =
+                    ((const uint16_t *)weight)[from];
+            else
+                ((float *)matrix->panels)[base + k * PANEL + lane] = ((const float *)weight)[from];
         }
     }
 }
@@ -773,26 +812,118 @@ static void attention_part(const void *data, int thread, int threads) {
     }
 }
 
-/* Keep each token's rotated keys and its values in the cache, and attend. Return 0, or 1 if there is no memory. */
-int rhea_attend(const Attention *call, int32_t threads) {
-    int64_t most = QUERIES / (call->heads / call->groups), rows = call->tokens * call->heads;
-    if (most < 1 || call->channels > LARGEST_HEAD) return 2;
-    size_t queries = (size_t)(rows * call->channels) * prepared_size(call->bfloat16);
-    queries = (queries + 63) / 64 * 64;
-    char *memory = room(queries + (size_t)call->tokens * 2 * sizeof(int64_t));
-    if (!memory) return 1;
-    Attending job = {call, memory, (int64_t *)(memory + queries), 0, 0};
-    int64_t products = 0;
+/* Part the tokens into runs of one slot, of which a block of keys serves all at once; return all multiplications. */
+static int64_t part_tokens(Attending *job) {
+    const Attention *call = job->call;
+    int64_t most = QUERIES / (call->heads / call->groups), products = 0;
+    job->count = job->next = 0;
     for (int64_t token = 0; token < call->tokens; token++) {
+        int64_t *last = job->pieces + (job->count - 1) * 2;
         products += (call->positions[token] + 1) * call->heads * call->channels * 2;
-        int64_t *last = job.pieces + (job.count - 1) * 2;
-        if (job.count && call->slots[last[0]] == call->slots[token] && last[1] < most)
+        if (job->count && call->slots[last[0]] == call->slots[token] && last[1] < most)
             last[1]++;
         else {
-            job.pieces[job.count * 2] = token;
-            job.pieces[job.count++ * 2 + 1] = 1;
+            job->pieces[job->count * 2] = token;
+            job->pieces[job->count++ * 2 + 1] = 1;
         }
     }
-    together(attention_part, &job, threads, products);
+    return products;
+}
+
+/* ---- a decoder layer ---- */
+
+typedef struct {
+    const Matrix *inward, *outward, *gate, *down;
+    const void *attention_scale, *mlp_scale, *query_scale, *key_scale; /* of norms; those of heads or none */
+    int64_t heads, groups, channels;
+    float attention_eps, mlp_eps, head_eps;
+} Layer;
+
+typedef struct {
+    const void *cosines, *sines;
+    const int64_t *slots, *positions;
+    int64_t tokens;
+} Batch;
+
+typedef struct {
+    Product inward, outward, gate, down;
+    Attending attending;
+} Whole;
+
+static void layer_part(const void *data, int thread, int threads) {
+    const Whole *job = data;
+    product_part(&job->inward, thread, threads);
+    meet(threads);
+    attention_part(&job->attending, thread, threads);
+    meet(threads);
+    product_part(&job->outward, thread, threads);
+    meet(threads);
+    product_part(&job->gate, thread, threads);
+    meet(threads);
+    product_part(&job->down, thread, threads);
+}
+
+static char *take(char **memory, size_t bytes) {
+    char *taken = *memory;
+    *memory += (bytes + 63) / 64 * 64;
+    return taken;
+}
+
+/* out = x, what it attends to and what the feed-forward makes of that, [tokens, dim]; the keys and values of the tokens
+ * are kept in ``cache`` [slots, 2, groups, length, channels]. Return 0, or 1 if there is no memory. */
+int rhea_layer(const Layer *layer, const Batch *batch, const void *x, void *out, void *cache, int64_t length,
+               int32_t threads) {
+    int64_t rows = batch->tokens, dim = layer->inward->inputs, size = layer->inward->bfloat16 ? 2 : 4;
+    const Matrix *matrices[] = {layer->inward, layer->outward, layer->gate, layer->down};
+    if (rows < 1) return 0;
+    size_t prepared = 0;
+    for (int each = 0; each < 4; each++)
+        if (prepared_bytes(matrices[each], rows) > prepared) prepared = prepared_bytes(matrices[each], rows);
+    size_t width = (size_t)(layer->heads * layer->channels), queries = (size_t)rows * width * sizeof(float);
+    size_t bytes = (size_t)rows * (size_t)size *
+                   ((size_t)layer->inward->outputs + width + (size_t)dim + (size_t)layer->down->inputs);
+    Room kept = {0, NULL};
+    char *memory = room(bytes + prepared + queries + (size_t)rows * 16 + 8 * 64, &kept);
+    if (!memory) return 1;
+    char *projected = take(&memory, (size_t)(rows * layer->inward->outputs * size));
+    char *attended = take(&memory, (size_t)rows * width * (size_t)size);
+    char *middle = take(&memory, (size_t)(rows * dim * size));
+    char *hidden = take(&memory, (size_t)(rows * layer->down->inputs * size));
+    char *ready = take(&memory, prepared);
+    char *turned = take(&memory, queries);
+    int64_t *pieces = (int64_t *)take(&memory, (size_t)rows * 16);
+    Attention attention = {projected, batch->cosines, batch->sines, layer->query_scale, layer->key_scale, cache,
+                           batch->slots, batch->positions, attended, rows, layer->heads, layer->groups,
+                           layer->channels, length, layer->head_eps, layer->inward->bfloat16};
+    Whole job = {
+        normed_product(layer->inward, x, layer->attention_scale, layer->attention_eps, projected, rows, ready),
+        product_of(layer->outward, attended, middle, rows, ready),
+        normed_product(layer->gate, middle, layer->mlp_scale, layer->mlp_eps, hidden, rows, ready),
+        product_of(layer->down, hidden, out, rows, ready),
+        {&attention, turned, pieces, 0, 0},
+    };
+    job.outward.residual = x;
+    job.down.residual = middle;
+    int64_t products = part_tokens(&job.attending);
+    for (int each = 0; each < 4; each++) products += rows * matrices[each]->inputs * matrices[each]->outputs;
+    together(layer_part, &job, threads, products);
+    free(kept.memory);
     return 0;
+}
+
+/* ---- positions ---- */
+
+/* Cosines and signed sines [tokens, channels] of positions times frequencies [channels / 2]. */
+void rhea_rotary(const int64_t *positions, int64_t tokens, const float *frequencies, int64_t channels, void *cosines,
+                 void *sines, int32_t bfloat16) {
+    int64_t half = channels / 2;
+    for (int64_t token = 0; token < tokens; token++)
+        for (int64_t c = 0; c < half; c++) {
+            float angle = (float)positions[token] * frequencies[c], cosine = cosf(angle), sine = sinf(angle);
+            int64_t at = token * channels + c;
+            write_one(cosines, at, cosine, bfloat16);
+            write_one(cosines, at + half, cosine, bfloat16);
+            write_one(sines, at, -sine, bfloat16);
+            write_one(sines, at + half, sine, bfloat16);
+        }
 }

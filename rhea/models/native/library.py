@@ -7,7 +7,7 @@ regions and barriers, so that there is one pool and nothing to link against. Wit
 import ctypes
 import logging
 import os
-from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -29,15 +29,23 @@ class MatrixStruct(ctypes.Structure):
     )
 
 
-class AttentionStruct(ctypes.Structure):
-    """``Attention`` of the source."""
+class LayerStruct(ctypes.Structure):
+    """``Layer`` of the source."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("projected", "cosines", "sines", "query_scale", "key_scale", "cache")),
-        *((name, c_void_p) for name in ("slots", "positions", "out")),
-        *((name, c_int64) for name in ("tokens", "heads", "groups", "channels", "length")),
-        ("eps", c_float),
-        ("bfloat16", c_int32),
+        *((name, c_void_p) for name in ("inward", "outward", "gate", "down")),
+        *((name, c_void_p) for name in ("attention_scale", "mlp_scale", "query_scale", "key_scale")),
+        *((name, c_int64) for name in ("heads", "groups", "channels")),
+        *((name, c_float) for name in ("attention_eps", "mlp_eps", "head_eps")),
+    )
+
+
+class BatchStruct(ctypes.Structure):
+    """``Batch`` of the source."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("cosines", "sines", "slots", "positions")),
+        ("tokens", c_int64),
     )
 
 
@@ -57,17 +65,16 @@ def _load() -> ctypes.CDLL | None:
         logging.getLogger(__name__).info("no operators of our own, torch's serve: %s", error)
         return None
     found.rhea_setup.argtypes = [c_void_p] * len(_LENT)
-    found.rhea_product.argtypes = [
-        *(c_void_p, c_void_p, c_void_p, c_float, c_void_p, c_void_p),
-        *(c_int64, c_int64, c_int64, c_int32, c_int32),
-    ]
+    found.rhea_product.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32, c_int32]
+    found.rhea_layer.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int32]
+    found.rhea_norm.argtypes = [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int32]
+    found.rhea_rotary.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32]
     found.rhea_panel_bytes.argtypes = [c_int64, c_int64, c_int32, c_int32]
     found.rhea_panel_bytes.restype = c_int64
-    found.rhea_pack.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int32]
-    found.rhea_pack.restype = None
-    found.rhea_norm.argtypes = [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int32]
-    found.rhea_norm.restype = None
-    found.rhea_attend.argtypes = [POINTER(AttentionStruct), c_int32]
+    found.rhea_large_pages.argtypes = [c_void_p, c_int64]
+    found.rhea_pack.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
+    for name in ("setup", "norm", "rotary", "large_pages", "pack"):
+        getattr(found, f"rhea_{name}").restype = None
     _share_threads(found)
     return found
 

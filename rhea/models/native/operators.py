@@ -1,19 +1,20 @@
-"""Operators of a decoder layer for few rows on a CPU: products with matrices in panels, and attention to a cache.
+"""Operators for few rows on a CPU: products with matrices in panels, and whole decoder layers over a cache.
 
-A layer is some five calls instead of a hundred of torch's, and every row's result is the same, to the last bit, in
-whatever batch and on however many threads it is computed. What is rounded where follows torch: norms, gates and
-residuals of bfloat16 are rounded as its operators round them.
+A layer is one call instead of a hundred of torch's, and every row's result is the same, to the last bit, in whatever
+batch and on however many threads it is computed. What is rounded where follows torch: norms, gates and residuals of
+bfloat16 are rounded as its operators round them; softmax and sums are float32.
 
-Shapes: N rows, D inputs, V outputs, K channels of one head.
+Shapes: B rows, T tokens, N = B T, D channels, V outputs, K channels of one head.
 """
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from rhea.models.native.library import AttentionStruct, MatrixStruct, library
+from rhea.models.native.library import BatchStruct, LayerStruct, MatrixStruct, library
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _LARGEST_HEAD, _MOST_SHARED = 256, 96
@@ -34,107 +35,134 @@ class Panels:
         assert found is not None
         pieces = [weight.detach().contiguous() for weight in weights]
         self.dtype, self.inputs = pieces[0].dtype, pieces[0].shape[1]
-        self.rows = sum(len(piece) for piece in pieces)
-        self.outputs = self.rows // 2 if gated else self.rows
-        self._library, wide = found, self.dtype == torch.float32
-        size = found.rhea_panel_bytes(self.inputs, self.rows, not wide, gated) // self.dtype.itemsize
+        rows, narrow = sum(len(piece) for piece in pieces), self.dtype == torch.bfloat16
+        self.outputs = rows // 2 if gated else rows
+        size = found.rhea_panel_bytes(self.inputs, rows, narrow, gated) // self.dtype.itemsize
         self.memory = torch.zeros(size, dtype=self.dtype)
-        self._matrix = MatrixStruct(self.memory.data_ptr(), self.inputs, self.rows, not wide, gated)
-        self._address = ctypes.addressof(self._matrix)
+        found.rhea_large_pages(self.memory.data_ptr(), self.memory.nbytes)
+        self._struct = MatrixStruct(self.memory.data_ptr(), self.inputs, rows, narrow, gated)
+        self.address = ctypes.addressof(self._struct)
         at = 0
         for piece in pieces:
-            found.rhea_pack(self._address, piece.data_ptr(), at, len(piece), 0)
+            found.rhea_pack(self.address, piece.data_ptr(), at, len(piece))
             at += len(piece)
+        self._product = found.rhea_product
 
     def fits(self, x: Tensor) -> bool:
         """Tell whether the product can take these rows."""
         return x.dtype == self.dtype and x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
 
-    def product(
-        self,
-        x: Tensor,
-        *,
-        scale: Tensor | None = None,
-        eps: float = 0.0,
-        residual: Tensor | None = None,
-        start: int = 0,
-        stop: int | None = None,
-        wide: bool = False,
-    ) -> Tensor:
-        """Return x times the transposed outputs [start, stop), [..., V]; a gated matrix gives silu(gate) times the rest.
+    def product(self, x: Tensor, start: int = 0, stop: int | None = None, *, wide: bool = False) -> Tensor:
+        """Return x times the transposed outputs [start, stop), [..., V], in float32 if ``wide``.
 
-        ``scale`` and ``eps``: x is first normalised, by its root mean square. ``residual`` is added. ``wide``: in
-        float32.
+        A gated matrix gives silu(gate) times the rest.
         """
         stop = self.outputs if stop is None else stop
         x = x.contiguous()
         output = torch.empty((*x.shape[:-1], stop - start), dtype=torch.float32 if wide else self.dtype)
-        failed = self._library.rhea_product(
-            self._address,
-            x.data_ptr(),
-            None if scale is None else scale.data_ptr(),
-            eps,
-            None if residual is None else residual.data_ptr(),
-            output.data_ptr(),
-            x.numel() // self.inputs,
-            start,
-            stop,
-            wide,
-            torch.get_num_threads(),
-        )
-        if failed:
+        rows, threads = x.numel() // self.inputs, torch.get_num_threads()
+        if self._product(self.address, x.data_ptr(), output.data_ptr(), rows, start, stop, wide, threads):
             raise MemoryError("no memory for the rows of a product")
         return output
 
 
-def can_attend(heads: int, groups: int, channels: int) -> bool:
-    """Tell whether the attention serves heads like these."""
-    return channels <= _LARGEST_HEAD and heads // groups <= _MOST_SHARED
-
-
-class PlacedAttention:
-    """Rotary attention of one layer's heads to a cache in which each token sees its slot up to its own position."""
+class FusedLayer:
+    """One decoder layer over a cache in which each token sees its slot up to its own position."""
 
     def __init__(self, heads: int, groups: int, channels: int) -> None:
-        assert can_attend(heads, groups, channels)
-        self._heads, self._groups, self._channels = heads, groups, channels
+        self._sizes = (heads, groups, channels)
+        self._made_of: tuple[int, ...] = ()
+        self._struct: LayerStruct | None = None
+
+    def __reduce__(self) -> tuple[type["FusedLayer"], tuple[int, ...]]:
+        """A copy begins anew, for addresses can't be copied."""
+        return FusedLayer, self._sizes
+
+    @staticmethod
+    def serves(heads: int, groups: int, channels: int) -> bool:
+        """Tell whether attention with heads like these is possible."""
+        return channels <= _LARGEST_HEAD and heads // groups <= _MOST_SHARED
 
     def __call__(
         self,
-        projected: Tensor,
+        x_BTD: Tensor,
+        matrices: Sequence[Panels],
+        norms: Sequence[tuple[Tensor, float] | None],
         rotation: tuple[Tensor, Tensor],
-        norms: tuple[Tensor, Tensor, float] | None,
-        block: Tensor,
-        slots_N: Tensor,
-        positions_N: Tensor,
+        places: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
-        """Keep the tokens' keys and values and return what they attend to, [..., heads times K].
+        """Return the residual stream after the layer; the tokens' keys and values are kept.
 
-        projected: queries, keys and values side by side. ``rotation``: cosines and signed sines, [N, K]. ``norms``: the
-        weights of the queries' and the keys' norm, and epsilon. ``block``: [slots, 2, groups, L, K] of a layer.
+        ``matrices``: of queries, keys and values; of attention's output; gate and up; down. ``norms``: weights and
+        epsilon before attention and feed-forward, and of single queries and keys, if these are normalised.
+        ``rotation``: cosines and signed sines, [N, K] each. ``places``: see the cache.
         """
         found = library()
         assert found is not None
-        width = self._heads * self._channels
-        output = torch.empty((*projected.shape[:-1], width), dtype=projected.dtype)
-        call = AttentionStruct(
-            projected.data_ptr(),
-            rotation[0].data_ptr(),
-            rotation[1].data_ptr(),
-            None if norms is None else norms[0].data_ptr(),
-            None if norms is None else norms[1].data_ptr(),
-            block.data_ptr(),
-            slots_N.data_ptr(),
-            positions_N.data_ptr(),
-            output.data_ptr(),
-            slots_N.numel(),
-            self._heads,
-            self._groups,
-            self._channels,
-            block.shape[3],
-            0.0 if norms is None else norms[2],
-            projected.dtype == torch.bfloat16,
+        scales = [0 if norm is None else norm[0].data_ptr() for norm in norms]
+        made_of = (*(matrix.address for matrix in matrices), *scales)
+        if self._struct is None or made_of != self._made_of:
+            epsilons = [0.0 if norm is None else norm[1] for norm in norms[:3]]
+            self._struct = LayerStruct(*made_of, *self._sizes, *epsilons)
+            self._made_of = made_of
+        block, slots_N, positions_N = places
+        x_BTD = x_BTD.contiguous()
+        output = torch.empty_like(x_BTD)
+        cosines, sines = rotation
+        batch = BatchStruct(
+            cosines.data_ptr(), sines.data_ptr(), slots_N.data_ptr(), positions_N.data_ptr(), slots_N.numel()
         )
-        if found.rhea_attend(ctypes.byref(call), torch.get_num_threads()):
-            raise MemoryError("no memory for the queries of an attention")
+        if found.rhea_layer(
+            ctypes.addressof(self._struct),
+            ctypes.addressof(batch),
+            x_BTD.data_ptr(),
+            output.data_ptr(),
+            block.data_ptr(),
+            block.shape[3],
+            torch.get_num_threads(),
+        ):
+            raise MemoryError("no memory for a layer's activations")
         return output
+
+
+def norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Return x over its root mean square, times ``scale``."""
+    found = library()
+    assert found is not None
+    x = x.contiguous()
+    output, width = torch.empty_like(x), x.shape[-1]
+    found.rhea_norm(
+        x.data_ptr(),
+        scale.data_ptr(),
+        eps,
+        output.data_ptr(),
+        x.numel() // width,
+        width,
+        x.dtype == torch.bfloat16,
+    )
+    return output
+
+
+def rotary(positions_BT: Tensor, channels: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosines and signed sines [B, T, 1, K] of int64 positions."""
+    found = library()
+    assert found is not None
+    positions_BT, frequencies = positions_BT.contiguous(), _frequencies(channels, theta)
+    shape = (*positions_BT.shape, 1, channels)
+    cosines, sines = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+    found.rhea_rotary(
+        positions_BT.data_ptr(),
+        positions_BT.numel(),
+        frequencies.data_ptr(),
+        channels,
+        cosines.data_ptr(),
+        sines.data_ptr(),
+        dtype == torch.bfloat16,
+    )
+    return cosines, sines
+
+
+@cache
+def _frequencies(channels: int, theta: float) -> Tensor:
+    """As float32 whatever the model is cast to; made by torch, so that angles are its angles."""
+    return 1.0 / theta ** (torch.arange(0, channels, 2, dtype=torch.float32) / channels)
