@@ -34,6 +34,7 @@ class KVCache(PlacedCache):
         self.lengths = [0] * rows
         self._new_tokens = 0
         self._slots: tuple[Tensor, Tensor] | None = None
+        self._positions_BT = torch.empty(rows, 0, dtype=torch.int64)
         self._places: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -80,8 +81,7 @@ class KVCache(PlacedCache):
         steps = torch.arange(num_tokens, device=device)
         positions_BT = torch.tensor(self.lengths, device=device)[:, None] + steps
         self._new_tokens = num_tokens
-        rows_N = torch.arange(self.rows, device=device).repeat_interleave(num_tokens)
-        self._places = rows_N, positions_BT.flatten()
+        self._positions_BT, self._places = positions_BT, None
         ragged = any(length != self.lengths[0] for length in self.lengths)
         self._slots = None
         if ragged:
@@ -95,7 +95,9 @@ class KVCache(PlacedCache):
 
     def places(self, layer: int) -> Places:
         """Return where the tokens of the open forward lie, row by row."""
-        assert self._places is not None, "no forward is open"
+        if self._places is None:
+            rows_B = torch.arange(self.rows, device=self._positions_BT.device)
+            self._places = rows_B.repeat_interleave(self._new_tokens), self._positions_BT.flatten()
         return Places(self.layers[layer], *self._places)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, visibility: Visibility) -> Tensor:

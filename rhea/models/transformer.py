@@ -24,6 +24,7 @@ from rhea.models.native.operators import FusedLayer
 from rhea.models.packed import PackedHead, PackedLinear, can_pack, release
 from rhea.models.visibility import Visibility, document_starts, document_visibility
 
+
 class DecoderLayer(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 

@@ -542,28 +542,24 @@ void rhea_large_pages(void *memory, int64_t bytes) {
 #endif
 }
 
-/* Where the output of a row of weights lies. */
-INLINE int64_t place_of(const Matrix *matrix, int64_t row) {
-    if (!matrix->gated) return row;
-    int64_t half = matrix->outputs / 2, within = row % half;
-    return (within / PANEL * 2 + row / half) * PANEL + within % PANEL;
-}
-
 /* Copy ``rows`` rows of weights [rows, inputs], the first of which is row ``first`` of all, into the panels, which were
  * zeros. */
 void rhea_pack(const Matrix *matrix, const void *weight, int64_t first, int64_t rows) {
-    int bfloat16 = matrix->bfloat16;
-    int64_t inputs = padded_inputs(matrix->inputs, bfloat16);
-    for (int64_t row = 0; row < rows; row++) {
-        int64_t place = place_of(matrix, first + row), base = place / PANEL * inputs * PANEL, lane = place % PANEL;
-        for (int64_t k = 0; k < matrix->inputs; k++) {
-            int64_t from = row * matrix->inputs + k;
-            if (bfloat16)
-                ((uint16_t *)matrix->panels)[base + k / 2 * 2 * PANEL + lane * 2 + k % 2] =
-                    ((const uint16_t *)weight)[from];
-            else
-                ((float *)matrix->panels)[base + k * PANEL + lane] = ((const float *)weight)[from];
-        }
+    int64_t width = matrix->inputs, inputs = padded_inputs(width, matrix->bfloat16), half = matrix->outputs / 2;
+    for (int64_t row = 0, few; row < rows; row += few) { /* the rows that go to one panel together */
+        int64_t all = first + row, within = matrix->gated ? all % half : all, lane = within % PANEL;
+        int64_t panel = matrix->gated ? within / PANEL * 2 + all / half : within / PANEL, base = panel * inputs * PANEL;
+        few = rows - row < PANEL - lane ? rows - row : PANEL - lane;
+        if (matrix->gated && half - within < few) few = half - within;
+        for (int64_t k = 0; k < width; k++)
+            for (int64_t each = 0; each < few; each++) {
+                int64_t from = (row + each) * width + k;
+                if (matrix->bfloat16)
+                    ((uint16_t *)matrix->panels)[base + k / 2 * 2 * PANEL + (lane + each) * 2 + k % 2] =
+                        ((const uint16_t *)weight)[from];
+                else
+                    ((float *)matrix->panels)[base + k * PANEL + lane + each] = ((const float *)weight)[from];
+            }
     }
 }
 
