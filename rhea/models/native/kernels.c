@@ -923,3 +923,18 @@ void rhea_rotary(const int64_t *positions, int64_t tokens, const float *frequenc
             write_one(sines, at + half, sine, bfloat16);
         }
 }
+
+/* ---- noise ---- */
+
+/* SplitMix64 of keys [rows] and token ids, [columns] or with ``each`` [rows, columns], as uniform float32 in (0, 1). */
+void rhea_uniform(const int64_t *keys, int64_t rows, const int64_t *ids, int64_t columns, int32_t each, float *out) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t column = 0; column < columns; column++) {
+            uint64_t z = (uint64_t)ids[(each ? row * columns : 0) + column] + 1;
+            z = (uint64_t)keys[row] + z * 0x9e3779b97f4a7c15u;
+            z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+            z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+            float uniform = ((float)(uint32_t)((z ^ (z >> 31)) >> 32) + 0.5f) * 0x1p-32f;
+            out[row * columns + column] = uniform < 1.0f - 0x1p-24f ? uniform : 1.0f - 0x1p-24f;
+        }
+}

@@ -69,11 +69,12 @@ def _load() -> ctypes.CDLL | None:
     found.rhea_layer.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int32]
     found.rhea_norm.argtypes = [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int32]
     found.rhea_rotary.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32]
+    found.rhea_uniform.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_int32, c_void_p]
     found.rhea_panel_bytes.argtypes = [c_int64, c_int64, c_int32, c_int32]
     found.rhea_panel_bytes.restype = c_int64
     found.rhea_large_pages.argtypes = [c_void_p, c_int64]
     found.rhea_pack.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
-    for name in ("setup", "norm", "rotary", "large_pages", "pack"):
+    for name in ("setup", "norm", "rotary", "uniform", "large_pages", "pack"):
         getattr(found, f"rhea_{name}").restype = None
     _share_threads(found)
     return found

@@ -162,6 +162,17 @@ def rotary(positions_BT: Tensor, channels: int, theta: float, dtype: torch.dtype
     return cosines, sines
 
 
+def uniform(keys_B: Tensor, token_ids: Tensor) -> Tensor:
+    """Return SplitMix64 of int64 keys and token ids, [V] or [B, V], as float32 in (0, 1), [B, V]."""
+    found = library()
+    assert found is not None
+    keys_B, token_ids = keys_B.contiguous(), token_ids.contiguous()
+    rows, columns, apart = len(keys_B), token_ids.shape[-1], token_ids.ndim > 1
+    output = torch.empty(rows, columns)
+    found.rhea_uniform(keys_B.data_ptr(), rows, token_ids.data_ptr(), columns, apart, output.data_ptr())
+    return output
+
+
 @cache
 def _frequencies(channels: int, theta: float) -> Tensor:
     """As float32 whatever the model is cast to; made by torch, so that angles are its angles."""
