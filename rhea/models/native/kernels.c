@@ -46,9 +46,7 @@
 #define WORTH_SHARING (1 << 18)
 #define KEPT (8 << 20) /* bytes of a thread's own room */
 #define CACHED (192 * 1024) /* bytes of a matrix that a core keeps while rows pass by */
-#ifndef AHEAD
-#define AHEAD 2048
-#endif
+#define AHEAD 2048 /* bytes of a panel to be fetched before they are wanted */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float F __attribute__((vector_size(4 * LANES)));
@@ -164,7 +162,13 @@ INLINE F choose(I where, F yes, F no) { return (F)((where & (I)yes) | (~where & 
 INLINE F widen(const uint16_t *at) {
     H x;
     memcpy(&x, at, sizeof x);
+#if LANES == 16
+    return (F)((U)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+#elif defined(__AVX2__)
+    return (F)((U)_mm256_cvtepu16_epi32((__m128i)x) << 16);
+#else
     return (F)(__builtin_convertvector(x, U) << 16);
+#endif
 }
 INLINE F low(U pairs) { return (F)(pairs << 16); }
 INLINE F high(U pairs) { return (F)(pairs & 0xffff0000u); }
@@ -303,7 +307,7 @@ INLINE void tile_pairs(int R, int P, const Row *x, int64_t x_step, const uint16_
 #endif
 
 /* One row has many panels at once, so that its few chains of sums hide their latency; many rows have few. */
-#define WIDTH(R) (LANES == 16 ? ((R) <= 3 ? 8 : (R) <= 6 ? 4 : 2) : (R) <= 1 ? 4 : (R) <= 3 ? 2 : 1)
+#define WIDTH(R) (LANES == 16 ? ((R) <= 3 ? 8 : (R) <= 6 ? 4 : 2) : (R) <= 1 ? 4 : (R) <= 2 ? 2 : 1)
 #define ROWS(NAME, TYPE, R)                                                                            \
     case R:                                                                                            \
         for (; panel + WIDTH(R) <= count; panel += WIDTH(R))                                           \
@@ -596,6 +600,11 @@ typedef struct {
 
 INLINE int64_t whole_panels(int64_t channels) { return (channels + PANEL - 1) / PANEL; }
 
+/* What the next block will read; it is no fault if there is none. */
+INLINE void ahead(const char *from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
+}
+
 /* The place of a slot's keys (part 0) or values (part 1) of one group. */
 INLINE char *cached(const Attention *call, int64_t slot, int64_t part, int64_t group) {
     int64_t row = ((slot * 2 + part) * call->groups + group) * call->length * call->channels;
@@ -682,8 +691,10 @@ static void turn_keys(const Attention *call, const char *keys, int64_t count, ui
     int64_t words = call->channels / (call->bfloat16 ? 2 : 1), bytes = call->channels * (call->bfloat16 ? 2 : 4);
     for (int64_t first = 0; first < count; first += LANES) {
         const char *rows[LANES];
-        for (int64_t lane = 0; lane < LANES; lane++)
+        for (int64_t lane = 0; lane < LANES; lane++) {
             rows[lane] = first + lane < count ? keys + (first + lane) * bytes : (const char *)nothing;
+            ahead(keys + (first + lane + KEYS) * bytes, bytes);
+        }
         uint32_t *panel = to + first / PANEL * words * PANEL + first % PANEL;
         int64_t word = 0;
         for (; word + 4 <= words; word += 4) turn_words(rows, word, panel);
@@ -694,9 +705,10 @@ static void turn_keys(const Attention *call, const char *keys, int64_t count, ui
 
 /* Panels of values in float32, [channels / 16][count][16]. */
 static void spread_values(const Attention *call, const void *values, int64_t count, float *to) {
-    int64_t channels = call->channels;
-    for (int64_t panel = 0; panel < whole_panels(channels); panel++)
-        for (int64_t key = 0; key < count; key++) {
+    int64_t channels = call->channels, row_bytes = channels * (call->bfloat16 ? 2 : 4);
+    for (int64_t key = 0; key < count; key++) {
+        ahead((const char *)values + (key + KEYS) * row_bytes, row_bytes);
+        for (int64_t panel = 0; panel < whole_panels(channels); panel++) {
             float *row = to + (panel * count + key) * PANEL;
             int64_t from = key * channels + panel * PANEL;
             if ((panel + 1) * PANEL <= channels)
@@ -705,6 +717,7 @@ static void spread_values(const Attention *call, const void *values, int64_t cou
                 for (int64_t lane = 0; lane < PANEL; lane++)
                     row[lane] = panel * PANEL + lane < channels ? read_one(values, from + lane, call->bfloat16) : 0;
         }
+    }
 }
 
 /* What a block of keys adds to the softmax of one row: its largest score, its sum, and the chances; return by how much
