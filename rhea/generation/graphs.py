@@ -47,11 +47,11 @@ class PaddedStep(PlacedCache):
         positions_SC1 = self.positions_1N.view(-1, self._count, 1)
         return self.positions_1N, Visibility(causal=False, mask_B1TS=(self._keys_L <= positions_SC1)[:, None])
 
-    def places(self, layer: int) -> Places | None:
+    def places(self) -> Places | None:
         """Return where the padded tokens lie; None with fewer bits."""
         if self._cache.storage != "model":
             return None
-        return Places(self._cache.layers[layer], self._slots_N, self.positions_1N[0])
+        return Places(self._cache.layers, self._slots_N, self.positions_1N[0])
 
     def attend(
         self, layer: int, queries_1NHK: Tensor, keys_1NGK: Tensor, values_1NGK: Tensor, visibility: Visibility

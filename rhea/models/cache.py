@@ -3,6 +3,7 @@
 Shapes: B rows, T new tokens, H heads, G key-value heads, K channels of one head.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -27,10 +28,10 @@ class Cache(Protocol):
 
 
 class Places(NamedTuple):
-    """Where the tokens of a forward lie in one layer."""
+    """Where the tokens of a forward lie."""
 
-    block: Tensor
-    """Keys and values of all slots, [slots, 2, G, L, K], in the model's dtype."""
+    blocks: Sequence[Tensor]
+    """Keys and values of all slots for each layer, [slots, 2, G, L, K], in the model's dtype."""
     slots_N: Tensor
     positions_N: Tensor
 
@@ -38,6 +39,6 @@ class Places(NamedTuple):
 class PlacedCache:
     """A cache in which each token sees what its slot holds up to its own position, and nothing else."""
 
-    def places(self, layer: int) -> Places | None:
+    def places(self) -> Places | None:
         """Return where the tokens of the open forward lie; None if keys are not kept as they are computed."""
         raise NotImplementedError

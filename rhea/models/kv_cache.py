@@ -93,12 +93,12 @@ class KVCache(PlacedCache):
         keys_S = torch.arange(self.length + num_tokens, device=device)
         return positions_BT, Visibility(causal=False, mask_B1TS=(keys_S <= positions_BT[:, :, None])[:, None])
 
-    def places(self, layer: int) -> Places:
+    def places(self) -> Places:
         """Return where the tokens of the open forward lie, row by row."""
         if self._places is None:
             rows_B = torch.arange(self.rows, device=self._positions_BT.device)
             self._places = rows_B.repeat_interleave(self._new_tokens), self._positions_BT.flatten()
-        return Places(self.layers[layer], *self._places)
+        return Places(self.layers, *self._places)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, visibility: Visibility) -> Tensor:
         """Store the new keys and values of one layer; attend to all so far (to the new ones alone, while empty)."""

@@ -104,9 +104,9 @@ class SlotCache(PlacedCache):
         self._runs = None
         return self._positions_N[None], Visibility(causal=False)
 
-    def places(self, layer: int) -> Places | None:
+    def places(self) -> Places | None:
         """Return where the tokens of the open forward lie; None with fewer bits."""
-        return Places(self.layers[layer], self._slots_N, self._positions_N) if self.storage == "model" else None
+        return Places(self.layers, self._slots_N, self._positions_N) if self.storage == "model" else None
 
     def attend(
         self, layer: int, queries_1NHK: Tensor, keys_1NGK: Tensor, values_1NGK: Tensor, visibility: Visibility

@@ -20,7 +20,7 @@ from rhea.models.cache import Cache, PlacedCache
 from rhea.models.config import TransformerConfig
 from rhea.models.layers import FeedForward, RMSNorm, Rotary, compute_dtype, rotary
 from rhea.models.native import operators
-from rhea.models.native.operators import FusedLayer
+from rhea.models.native.operators import FusedLayers, LayerParts
 from rhea.models.packed import PackedHead, PackedLinear, can_pack, release
 from rhea.models.visibility import Visibility, document_starts, document_visibility
 
@@ -35,35 +35,31 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config.dim, config.ffn_dim)
-        heads = config.num_heads, config.num_kv_heads, config.head_dim
-        self._operator = FusedLayer(*heads) if FusedLayer.serves(*heads) else None
 
     def forward(
         self, x_BTD: Tensor, rotation: Rotary, visibility: Visibility, cache: Cache | None = None, layer: int = 0
     ) -> Tensor:
         """Return the residual stream after this layer."""
-        if (fused := self._fused(x_BTD, rotation, cache, layer)) is not None:
-            return fused
         attended = self.attention_norm.feed(self.attention, x_BTD, rotation, visibility, cache, layer)
         x_BTD = x_BTD + F.dropout(attended, self.dropout, self.training)
         return x_BTD + F.dropout(self.mlp_norm.feed(self.mlp, x_BTD), self.dropout, self.training)
 
-    def _fused(self, x_BTD: Tensor, rotation: Rotary, cache: Cache | None, layer: int) -> Tensor | None:
-        """Return the same by one operator of our own, where it can serve: on a CPU, packed, over a cache."""
-        if torch.is_grad_enabled() or not isinstance(cache, PlacedCache) or self._operator is None:
-            return None
-        attention, mlp = self.attention, self.mlp
-        products = (*(attention.packed or ()), *(mlp.packed or ()))
-        places = cache.places(layer)
-        matrices = [product.panels(x_BTD) if isinstance(product, PackedLinear) else None for product in products]
-        if not matrices or None in matrices or places is None or (self.training and self.dropout):
-            return None
-        norms = (self.attention_norm, self.mlp_norm, attention.q_norm, attention.k_norm)
-        scales = [None if norm is None else (norm.weight, norm.eps) for norm in norms]
-        kinds = [scale[0].dtype for scale in scales if scale is not None]
-        if any(kind != x_BTD.dtype for kind in (rotation.cos.dtype, places.block.dtype, *kinds)):
-            return None
-        return self._operator(x_BTD, [panels for panels in matrices if panels is not None], scales, rotation, places)
+    def parts(self, x_BTD: Tensor) -> LayerParts | None:
+        """Return what an operator of our own needs in place of ``forward``; None if it can't serve x."""
+        attention, mlp, dtype = self.attention, self.mlp, x_BTD.dtype
+        matrices = []
+        for product in (*(attention.packed or ()), *(mlp.packed or ())):
+            panels = product.panels(x_BTD) if isinstance(product, PackedLinear) else None
+            if panels is None:
+                return None
+            matrices.append(panels)
+        norms = []
+        for norm in (self.attention_norm, self.mlp_norm, attention.q_norm, attention.k_norm):
+            scale = None if norm is None else norm.weight
+            if scale is not None and scale.dtype != dtype:
+                return None
+            norms.append(None if norm is None or scale is None else (scale, norm.eps))
+        return LayerParts(matrices, norms) if matrices else None
 
 
 class Transformer(nn.Module):
@@ -77,6 +73,8 @@ class Transformer(nn.Module):
         self.norm: RMSNorm | None = RMSNorm(config.dim, config.norm_eps)
         self.lm_head: nn.Linear | None = nn.Linear(config.dim, config.vocab_size, bias=False)
         self._packed_head: PackedHead | None = None
+        heads = config.num_heads, config.num_kv_heads, config.head_dim
+        self._fused_layers = FusedLayers(*heads) if FusedLayers.serves(*heads) else None
 
     def pack(self, boundaries: Iterable[int] = (), *, alone: bool = False) -> Self:
         """Prepare for generation on a CPU: fuse and prepack the matrices; same numbers. On other devices: nothing.
@@ -126,16 +124,31 @@ class Transformer(nn.Module):
         x_BTD = token_ids_BT if self.embed_tokens is None else self.embed_tokens(token_ids_BT)
         if self.embed_tokens is not None:
             x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
-        native = cache is not None and self._uses_operators(x_BTD)
+        native = cache is not None and positions_BT.dtype == torch.int64 and self._uses_operators(x_BTD)
         angles = self.config.head_dim, self.config.rope_theta, compute_dtype(x_BTD)
         rotation = Rotary(*operators.rotary(positions_BT, *angles)) if native else rotary(positions_BT, *angles)
-        for index, layer in enumerate(self.layers):
+        fused_BTD = self._fused(x_BTD, rotation, cache) if native else None
+        for index, layer in enumerate(self.layers if fused_BTD is None else ()):
             x_BTD = layer(x_BTD, rotation, visibility, cache, index)
+        x_BTD = x_BTD if fused_BTD is None else fused_BTD
         if cache is not None:
             cache.finish()
         if native and self.norm is not None and self.norm.weight.dtype == x_BTD.dtype:
             return operators.norm(x_BTD, self.norm.weight, self.norm.eps)
         return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def _fused(self, x_BTD: Tensor, rotation: Rotary, cache: Cache | None) -> Tensor | None:
+        """Return the states after all layers by one operator, where it can serve: see ``PlacedCache``."""
+        places = cache.places() if isinstance(cache, PlacedCache) else None
+        if places is None or self._fused_layers is None or (self.training and self.config.dropout):
+            return None
+        # All parts before the call: what the layers read empties the caches of the processor.
+        parts = [known for layer in self.layers if (known := layer.parts(x_BTD)) is not None]
+        if not parts or len(parts) != len(self.layers):
+            return None
+        if rotation.cos.dtype != x_BTD.dtype or places.blocks[0].dtype != x_BTD.dtype:
+            return None
+        return self._fused_layers(x_BTD, parts, rotation, *places)
 
     def _uses_operators(self, x_BTD: Tensor) -> bool:
         """Tell whether operators of our own take the place of torch's."""

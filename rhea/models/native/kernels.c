@@ -839,7 +839,7 @@ static int64_t part_tokens(Attending *job) {
     return products;
 }
 
-/* ---- a decoder layer ---- */
+/* ---- decoder layers ---- */
 
 typedef struct {
     const Matrix *inward, *outward, *gate, *down;
@@ -856,20 +856,30 @@ typedef struct {
 
 typedef struct {
     Product inward, outward, gate, down;
+    Attention attention;
     Attending attending;
 } Whole;
 
-static void layer_part(const void *data, int thread, int threads) {
-    const Whole *job = data;
-    product_part(&job->inward, thread, threads);
-    meet(threads);
-    attention_part(&job->attending, thread, threads);
-    meet(threads);
-    product_part(&job->outward, thread, threads);
-    meet(threads);
-    product_part(&job->gate, thread, threads);
-    meet(threads);
-    product_part(&job->down, thread, threads);
+typedef struct {
+    Whole *layers;
+    int64_t count;
+} Stack;
+
+static void stack_part(const void *data, int thread, int threads) {
+    const Stack *stack = data;
+    for (int64_t each = 0; each < stack->count; each++) {
+        Whole *job = stack->layers + each;
+        product_part(&job->inward, thread, threads);
+        meet(threads);
+        attention_part(&job->attending, thread, threads);
+        meet(threads);
+        product_part(&job->outward, thread, threads);
+        meet(threads);
+        product_part(&job->gate, thread, threads);
+        meet(threads);
+        product_part(&job->down, thread, threads);
+        meet(threads);
+    }
 }
 
 static char *take(char **memory, size_t bytes) {
@@ -878,44 +888,57 @@ static char *take(char **memory, size_t bytes) {
     return taken;
 }
 
-/* out = x, what it attends to and what the feed-forward makes of that, [tokens, dim]; the keys and values of the tokens
- * are kept in ``cache`` [slots, 2, groups, length, channels]. Return 0, or 1 if there is no memory. */
-int rhea_layer(const Layer *layer, const Batch *batch, const void *x, void *out, void *cache, int64_t length,
-               int32_t threads) {
-    int64_t rows = batch->tokens, dim = layer->inward->inputs, size = layer->inward->bfloat16 ? 2 : 4;
-    const Matrix *matrices[] = {layer->inward, layer->outward, layer->gate, layer->down};
-    if (rows < 1) return 0;
-    size_t prepared = 0;
-    for (int each = 0; each < 4; each++)
+/* The residual stream [tokens, dim] after ``count`` layers of equal sizes; the keys and values of the tokens are kept
+ * in ``caches``, [slots, 2, groups, length, channels] for each layer. Return 0, or 1 if there is no memory. */
+int rhea_layers(const Layer *layers, int64_t count, const Batch *batch, const void *x, void *out, void *const *caches,
+                int64_t length, int32_t threads) {
+    const Layer *first = layers;
+    int64_t rows = batch->tokens, dim = first->inward->inputs, wide = first->inward->outputs;
+    int64_t width = first->heads * first->channels, inner = first->down->inputs;
+    int bfloat16 = first->inward->bfloat16;
+    if (rows < 1 || count < 1) return 0;
+    const Matrix *matrices[] = {first->inward, first->outward, first->gate, first->down};
+    size_t size = bfloat16 ? 2 : 4, each_row[] = {(size_t)wide, (size_t)width, (size_t)dim, (size_t)inner};
+    size_t prepared = 0, queries = (size_t)(rows * width) * sizeof(float), bytes = 0;
+    int64_t products = 0;
+    for (int each = 0; each < 4; each++) {
+        bytes += (size_t)rows * each_row[each] * size + 64;
+        products += rows * matrices[each]->inputs * matrices[each]->outputs;
         if (prepared_bytes(matrices[each], rows) > prepared) prepared = prepared_bytes(matrices[each], rows);
-    size_t width = (size_t)(layer->heads * layer->channels), queries = (size_t)rows * width * sizeof(float);
-    size_t bytes = (size_t)rows * (size_t)size *
-                   ((size_t)layer->inward->outputs + width + (size_t)dim + (size_t)layer->down->inputs);
+    }
     Room kept = {0, NULL};
-    char *memory = room(bytes + prepared + queries + (size_t)rows * 16 + 8 * 64, &kept);
+    bytes += prepared + queries + (size_t)rows * 16 + (size_t)count * sizeof(Whole) + 4 * 64;
+    char *memory = room(bytes, &kept);
     if (!memory) return 1;
-    char *projected = take(&memory, (size_t)(rows * layer->inward->outputs * size));
-    char *attended = take(&memory, (size_t)rows * width * (size_t)size);
-    char *middle = take(&memory, (size_t)(rows * dim * size));
-    char *hidden = take(&memory, (size_t)(rows * layer->down->inputs * size));
+    Stack stack = {(Whole *)take(&memory, (size_t)count * sizeof(Whole)), count};
+    char *projected = take(&memory, (size_t)(rows * wide) * size);
+    char *attended = take(&memory, (size_t)(rows * width) * size);
+    char *middle = take(&memory, (size_t)(rows * dim) * size);
+    char *hidden = take(&memory, (size_t)(rows * inner) * size);
     char *ready = take(&memory, prepared);
     char *turned = take(&memory, queries);
     int64_t *pieces = (int64_t *)take(&memory, (size_t)rows * 16);
-    Attention attention = {projected, batch->cosines, batch->sines, layer->query_scale, layer->key_scale, cache,
-                           batch->slots, batch->positions, attended, rows, layer->heads, layer->groups,
-                           layer->channels, length, layer->head_eps, layer->inward->bfloat16};
-    Whole job = {
-        normed_product(layer->inward, x, layer->attention_scale, layer->attention_eps, projected, rows, ready),
-        product_of(layer->outward, attended, middle, rows, ready),
-        normed_product(layer->gate, middle, layer->mlp_scale, layer->mlp_eps, hidden, rows, ready),
-        product_of(layer->down, hidden, out, rows, ready),
-        {&attention, turned, pieces, 0, 0},
-    };
-    job.outward.residual = x;
-    job.down.residual = middle;
-    int64_t products = part_tokens(&job.attending);
-    for (int each = 0; each < 4; each++) products += rows * matrices[each]->inputs * matrices[each]->outputs;
-    together(layer_part, &job, threads, products);
+    for (int64_t each = 0; each < count; each++) {
+        const Layer *layer = layers + each;
+        const void *from = each ? out : x;
+        Whole *job = stack.layers + each;
+        job->attention = (Attention){projected, batch->cosines, batch->sines, layer->query_scale, layer->key_scale,
+                                     caches[each], batch->slots, batch->positions, attended, rows, layer->heads,
+                                     layer->groups, layer->channels, length, layer->head_eps, bfloat16};
+        job->attending = (Attending){&job->attention, turned, pieces, 0, 0};
+        job->inward =
+            normed_product(layer->inward, from, layer->attention_scale, layer->attention_eps, projected, rows, ready);
+        job->outward = product_of(layer->outward, attended, middle, rows, ready);
+        job->gate = normed_product(layer->gate, middle, layer->mlp_scale, layer->mlp_eps, hidden, rows, ready);
+        job->down = product_of(layer->down, hidden, out, rows, ready);
+        job->outward.residual = from;
+        job->down.residual = middle;
+        if (each)
+            job->attending.count = stack.layers->attending.count;
+        else
+            products += part_tokens(&job->attending);
+    }
+    together(stack_part, &stack, threads, products);
     free(kept.memory);
     return 0;
 }

@@ -66,7 +66,7 @@ def _load() -> ctypes.CDLL | None:
         return None
     found.rhea_setup.argtypes = [c_void_p] * len(_LENT)
     found.rhea_product.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32, c_int32]
-    found.rhea_layer.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int32]
+    found.rhea_layers.argtypes = [c_void_p, c_int64, *([c_void_p] * 4), c_int64, c_int32]
     found.rhea_norm.argtypes = [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int32]
     found.rhea_rotary.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32]
     found.rhea_uniform.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_int32, c_void_p]

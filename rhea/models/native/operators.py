@@ -1,6 +1,7 @@
-"""Operators for few rows on a CPU: products with matrices in panels, and whole decoder layers over a cache.
+"""Operators for few rows on a CPU: products with matrices in panels, and all decoder layers over a cache.
 
-A layer is one call instead of a hundred of torch's, and every row's result is the same, to the last bit, in whatever
+The layers are one call instead of a thousand of torch's: the weights that pass by empty the processor's caches, so
+whatever code runs between two layers is slow each time. Every row's result is the same, to the last bit, in whatever
 batch and on however many threads it is computed. What is rounded where follows torch: norms, gates and residuals of
 bfloat16 are rounded as its operators round them; softmax and sums are float32.
 
@@ -10,6 +11,7 @@ Shapes: B rows, T tokens, N = B T, D channels, V outputs, K channels of one head
 import ctypes
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,17 +68,26 @@ class Panels:
         return output
 
 
-class FusedLayer:
-    """One decoder layer over a cache in which each token sees its slot up to its own position."""
+class LayerParts(NamedTuple):
+    """What one decoder layer is made of."""
+
+    matrices: Sequence[Panels]
+    """Of queries, keys and values; of attention's output; gate and up; down."""
+    norms: Sequence[tuple[Tensor, float] | None]
+    """Weights and epsilon: before attention and feed-forward, and of single queries and keys if these have a norm."""
+
+
+class FusedLayers:
+    """All decoder layers over a cache in which each token sees its slot up to its own position."""
 
     def __init__(self, heads: int, groups: int, channels: int) -> None:
         self._sizes = (heads, groups, channels)
-        self._made_of: tuple[int, ...] = ()
-        self._struct: LayerStruct | None = None
+        self._made_of: list[tuple[float, ...]] = []
+        self._structs: ctypes.Array[LayerStruct] | None = None
 
-    def __reduce__(self) -> tuple[type["FusedLayer"], tuple[int, ...]]:
+    def __reduce__(self) -> tuple[type["FusedLayers"], tuple[int, ...]]:
         """A copy begins anew, for addresses can't be copied."""
-        return FusedLayer, self._sizes
+        return FusedLayers, self._sizes
 
     @staticmethod
     def serves(heads: int, groups: int, channels: int) -> bool:
@@ -86,43 +97,47 @@ class FusedLayer:
     def __call__(
         self,
         x_BTD: Tensor,
-        matrices: Sequence[Panels],
-        norms: Sequence[tuple[Tensor, float] | None],
+        layers: Sequence[LayerParts],
         rotation: tuple[Tensor, Tensor],
-        places: tuple[Tensor, Tensor, Tensor],
+        blocks: Sequence[Tensor],
+        slots_N: Tensor,
+        positions_N: Tensor,
     ) -> Tensor:
-        """Return the residual stream after the layer; the tokens' keys and values are kept.
+        """Return the residual stream after the layers; the tokens' keys and values are kept.
 
-        ``matrices``: of queries, keys and values; of attention's output; gate and up; down. ``norms``: weights and
-        epsilon before attention and feed-forward, and of single queries and keys, if these are normalised.
-        ``rotation``: cosines and signed sines, [N, K] each. ``places``: see the cache.
+        ``rotation``: cosines and signed sines, [N, K] each. ``blocks``: keys and values of each layer; see the cache.
         """
         found = library()
         assert found is not None
-        scales = [0 if norm is None else norm[0].data_ptr() for norm in norms]
-        made_of = (*(matrix.address for matrix in matrices), *scales)
-        if self._struct is None or made_of != self._made_of:
-            epsilons = [0.0 if norm is None else norm[1] for norm in norms[:3]]
-            self._struct = LayerStruct(*made_of, *self._sizes, *epsilons)
+        made_of = [_described(parts, self._sizes) for parts in layers]
+        if self._structs is None or made_of != self._made_of:
+            self._structs = (LayerStruct * len(layers))(*(LayerStruct(*each) for each in made_of))
             self._made_of = made_of
-        block, slots_N, positions_N = places
         x_BTD = x_BTD.contiguous()
         output = torch.empty_like(x_BTD)
         cosines, sines = rotation
         batch = BatchStruct(
             cosines.data_ptr(), sines.data_ptr(), slots_N.data_ptr(), positions_N.data_ptr(), slots_N.numel()
         )
-        if found.rhea_layer(
-            ctypes.addressof(self._struct),
+        if found.rhea_layers(
+            ctypes.addressof(self._structs),
+            len(layers),
             ctypes.addressof(batch),
             x_BTD.data_ptr(),
             output.data_ptr(),
-            block.data_ptr(),
-            block.shape[3],
+            (ctypes.c_void_p * len(layers))(*(block.data_ptr() for block in blocks)),
+            blocks[0].shape[3],
             torch.get_num_threads(),
         ):
             raise MemoryError("no memory for a layer's activations")
         return output
+
+
+def _described(parts: LayerParts, sizes: tuple[int, int, int]) -> tuple[float, ...]:
+    """Return the fields of a layer's struct."""
+    scales = [0 if norm is None else norm[0].data_ptr() for norm in parts.norms]
+    epsilons = [0.0 if norm is None else norm[1] for norm in parts.norms[:3]]
+    return (*[matrix.address for matrix in parts.matrices], *scales, *sizes, *epsilons)
 
 
 def norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
