@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from rhea.checkpoints.layouts import OFFICIAL
+from rhea.checkpoints.layouts import OFFICIAL_TRANSFORMER
 from rhea.documents.document import ImageSize
 from rhea.generation.request import Request
 from rhea.models.transformer import Transformer
@@ -58,7 +58,7 @@ def with_qk_norm(model: Transformer) -> Any:
             eos_token_id=None,
         )
     )
-    names = OFFICIAL.transformer[0]
+    names = OFFICIAL_TRANSFORMER.transformer[0]
     theirs.load_state_dict({names.theirs(name): weight for name, weight in model.state_dict().items()})
     theirs.eval()
     ids = torch.arange(32)[None]

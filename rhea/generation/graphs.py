@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rhea.models.attend import attend_cached
+from rhea.models.cache import PlacedCache, Places
 from rhea.models.slot_cache import SlotCache
 from rhea.models.transformer import Transformer
 from rhea.models.visibility import Visibility
@@ -28,7 +29,7 @@ _KEYS = 512
 _MOST_GRAPHS = 128
 
 
-class PaddedStep:
+class PaddedStep(PlacedCache):
     """One shape of step: neighbouring slots, as many tokens of each, so many keys (the ``Cache`` of its forward)."""
 
     def __init__(self, cache: SlotCache, slots: slice, count: int, length: int) -> None:
@@ -45,6 +46,12 @@ class PaddedStep:
         """Open the forward: each token sees the keys up to its own position."""
         positions_SC1 = self.positions_1N.view(-1, self._count, 1)
         return self.positions_1N, Visibility(causal=False, mask_B1TS=(self._keys_L <= positions_SC1)[:, None])
+
+    def places(self) -> Places | None:
+        """Return where the padded tokens lie; None with fewer bits."""
+        if self._cache.storage != "model":
+            return None
+        return Places(self._cache.layers, self._slots_N, self.positions_1N[0])
 
     def attend(
         self, layer: int, queries_1NHK: Tensor, keys_1NGK: Tensor, values_1NGK: Tensor, visibility: Visibility

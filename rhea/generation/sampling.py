@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rhea.errors import InputError
+from rhea.models.native import operators
 
 # SplitMix64's constants, as signed 64-bit integers because torch has no unsigned arithmetic (it wraps the same).
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
@@ -83,12 +84,20 @@ def uniform_noise(keys_B: Tensor, token_ids: Tensor) -> Tensor:
 
     keys_B: int64 [B] of ``noise_key``; token_ids: int64 [K] or [B, K], from -1. The same bits on every device.
     """
+    if keys_B.device.type == "cpu" and operators.available(torch.float32) and _plain(keys_B, token_ids):
+        return operators.uniform(keys_B, token_ids)
     z = keys_B[:, None] + (token_ids + 1) * _GOLDEN
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX_1
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX_2
     bits = ((z ^ ((z >> 31) & 0x1FFFFFFFF)) >> 32) & 0xFFFFFFFF
     # Finest near 0: that is where the largest Gumbel noise comes from.
     return (bits.float() + 0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
+
+
+def _plain(keys_B: Tensor, token_ids: Tensor) -> bool:
+    """Tell whether keys and ids have the shapes and the dtype that the operator knows."""
+    known = keys_B.dtype == token_ids.dtype == torch.int64 and keys_B.ndim == 1
+    return known and (token_ids.ndim == 1 or token_ids.shape[:-1] == keys_B.shape)
 
 
 def gumbel_noise(keys_B: Tensor, token_ids: Tensor) -> Tensor:

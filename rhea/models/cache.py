@@ -3,7 +3,8 @@
 Shapes: B rows, T new tokens, H heads, G key-value heads, K channels of one head.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -24,3 +25,20 @@ class Cache(Protocol):
     def finish(self) -> None:
         """Close the forward: the new tokens count as seen."""
         ...
+
+
+class Places(NamedTuple):
+    """Where the tokens of a forward lie."""
+
+    blocks: Sequence[Tensor]
+    """Keys and values of all slots for each layer, [slots, 2, G, L, K], in the model's dtype."""
+    slots_N: Tensor
+    positions_N: Tensor
+
+
+class PlacedCache:
+    """A cache in which each token sees what its slot holds up to its own position, and nothing else."""
+
+    def places(self) -> Places | None:
+        """Return where the tokens of the open forward lie; None if keys are not kept as they are computed."""
+        raise NotImplementedError

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from rhea.errors import InputError
 from rhea.models.attend import attend, attend_cached
+from rhea.models.cache import PlacedCache, Places
 from rhea.models.config import TransformerConfig
 from rhea.models.visibility import Visibility
 
 
-class KVCache:
+class KVCache(PlacedCache):
     """The cache of one batch. ``lengths`` (a list on the host) holds how many tokens of each row are in it."""
 
     def __init__(
@@ -33,6 +34,8 @@ class KVCache:
         self.lengths = [0] * rows
         self._new_tokens = 0
         self._slots: tuple[Tensor, Tensor] | None = None
+        self._positions_BT = torch.empty(rows, 0, dtype=torch.int64)
+        self._places: tuple[Tensor, Tensor] | None = None
 
     @property
     def rows(self) -> int:
@@ -78,6 +81,7 @@ class KVCache:
         steps = torch.arange(num_tokens, device=device)
         positions_BT = torch.tensor(self.lengths, device=device)[:, None] + steps
         self._new_tokens = num_tokens
+        self._positions_BT, self._places = positions_BT, None
         ragged = any(length != self.lengths[0] for length in self.lengths)
         self._slots = None
         if ragged:
@@ -88,6 +92,13 @@ class KVCache:
             return positions_BT, Visibility(causal=False)
         keys_S = torch.arange(self.length + num_tokens, device=device)
         return positions_BT, Visibility(causal=False, mask_B1TS=(keys_S <= positions_BT[:, :, None])[:, None])
+
+    def places(self) -> Places:
+        """Return where the tokens of the open forward lie, row by row."""
+        if self._places is None:
+            rows_B = torch.arange(self.rows, device=self._positions_BT.device)
+            self._places = rows_B.repeat_interleave(self._new_tokens), self._positions_BT.flatten()
+        return Places(self.layers, *self._places)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, visibility: Visibility) -> Tensor:
         """Store the new keys and values of one layer; attend to all so far (to the new ones alone, while empty)."""

@@ -123,14 +123,17 @@ class FeedForward(nn.Module):
         """Fuse gate and up, and prepack all, for inference; ``alone``: without the originals."""
         inward, outward = (self.gate_proj, self.up_proj), (self.down_proj,)
         if can_pack(self.gate_proj):
-            self.packed = PackedLinear(inward), PackedLinear(outward)
+            self.packed = PackedLinear(inward, gated=True), PackedLinear(outward)
             if alone:
                 release(inward + outward, self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is not None and not torch.is_grad_enabled():
-            gate, up = self.packed[0](x).chunk(2, -1)
-            return self.packed[1](F.silu(gate) * up)
+            inward, outward = self.packed
+            if isinstance(inward, PackedLinear) and (panels := inward.panels(x)) is not None:
+                return outward(panels.product(x))
+            gate, up = inward(x).chunk(2, -1)
+            return outward(F.silu(gate) * up)
         gate, up = self.gate_proj(x), self.up_proj(x)
         gated = _GatedSilu.apply(gate, up)
         with remade(gated, lambda: F.silu(gate).mul_(up)):

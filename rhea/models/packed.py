@@ -1,11 +1,12 @@
 """Linear layers prepacked for CPU inference: several matrices fused into one, in the layout the processor likes.
 
 A decoding step multiplies every weight by two to sixteen rows, so it should run at the speed of memory. Plain CPU
-matrix products stay far below that; oneDNN with a weight reordered once comes near it. Its kernels for one to three
-rows are slower than the one for four, so fewer rows are padded to four. It compiles a kernel for each number of rows,
-half a megabyte and most of a millisecond each, so these numbers are rounded up to a few. The packed copy doubles the
-memory of the weights and is remade by itself when they change, unless they are released: then it is the only one, and
-nothing can be trained or saved. Where packing is unknown (CUDA, other dtypes) nothing changes.
+matrix products stay far below that; operators of our own (``native``), where they can be compiled, come near it, and
+fuse what surrounds a product. Elsewhere oneDNN serves, with a weight reordered once. Its kernels for one to three rows
+are slower than the one for four, so fewer rows are padded to four. It compiles a kernel for each number of rows, half a
+megabyte and most of a millisecond each, so these numbers are rounded up to a few. The packed copy doubles the memory of
+the weights and is remade by itself when they change, unless they are released: then it is the only one, and nothing can
+be trained or saved. Where packing is unknown (CUDA, other dtypes) nothing changes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rhea.models.native.operators import Panels, available
 
 Product = Callable[[Tensor], Tensor]
 """What replaces linear layers in a forward without gradients: packed here, or quantized."""
@@ -32,7 +35,14 @@ def padded_rows(count: int) -> int:
 def can_pack(linear: nn.Linear) -> bool:
     """Tell whether this layer's device and dtype have a packed kernel."""
     weight = linear.weight
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu":
+        return False
+    return available(weight.dtype) or _can_reorder(weight)
+
+
+def _can_reorder(weight: Tensor) -> bool:
+    """Tell whether oneDNN has a kernel for it."""
+    if not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -42,10 +52,13 @@ def can_pack(linear: nn.Linear) -> bool:
 class PackedLinear:
     """The stacked rows [start, stop) of bias-free linear layers with one input, as one packed matrix; no gradients."""
 
-    def __init__(self, linears: Sequence[nn.Linear], start: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self, linears: Sequence[nn.Linear], start: int = 0, stop: int | None = None, *, gated: bool = False
+    ) -> None:
+        """``gated``: where operators of our own serve, two linears give silu(first) times second."""
         self._linears = tuple(linears)
-        self._rows = slice(start, stop)
-        self._packed: Tensor | None = None
+        self._rows, self._gated = slice(start, stop), gated
+        self._packed: Tensor | Panels | None = None
         self._packed_from: list[tuple[int, int]] = []
         self._released = False
 
@@ -67,14 +80,24 @@ class PackedLinear:
         stamp = self._stamp()
         if stamp != self._packed_from:
             self._packed_from, self._packed = stamp, None
-            if can_pack(self._linears[0]):
+            weight = self._linears[0].weight
+            if weight.device.type == "cpu" and available(weight.dtype):
+                pieces = [linear.weight for linear in self._linears]
+                self._packed = Panels(pieces if len(pieces) > 1 else [pieces[0][self._rows]], gated=self._gated)
+            elif can_pack(self._linears[0]):
                 self._packed = torch.ops.mkldnn._reorder_linear_weight(self._stacked().contiguous(), None)
+
+    def panels(self, x: Tensor) -> Panels | None:
+        """Return the matrix for operators of our own, if they can serve x."""
+        if not self._released:
+            self.refresh()
+        return self._packed if isinstance(self._packed, Panels) and self._packed.fits(x) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x times the transposed matrix, [..., rows]."""
-        if not self._released:
-            self.refresh()
-        if self._packed is None:
+        if (panels := self.panels(x)) is not None:
+            return panels.product(x)
+        if not isinstance(self._packed, Tensor):
             return F.linear(x, self._stacked())
         rows_ND = x.reshape(-1, x.shape[-1])
         count = rows_ND.shape[0]
@@ -93,13 +116,19 @@ class PackedHead:
         self.pieces = {(start, stop): PackedLinear((head,), start, stop) for start, stop in pairwise(edges)}
 
     def __call__(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Return x times the transposed rows [start, stop)."""
+        """Return x times the transposed rows [start, stop), float32."""
         products = [
-            product(x)[..., max(start - first, 0) : stop - first]
+            _rows_of(product, x, max(start - first, 0), min(stop, last) - first)
             for (first, last), product in self.pieces.items()
             if first < stop and start < last
         ]
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def _rows_of(product: PackedLinear, x: Tensor, start: int, stop: int) -> Tensor:
+    if (panels := product.panels(x)) is not None:
+        return panels.product(x, start=start, stop=stop, wide=True)
+    return product(x)[..., start:stop].float()
 
 
 def release(linears: Iterable[nn.Linear], products: Iterable[PackedLinear]) -> None:

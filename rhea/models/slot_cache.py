@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rhea.errors import InputError
 from rhea.models.attend import attend, attend_cached
+from rhea.models.cache import PlacedCache, Places
 from rhea.models.config import TransformerConfig
 from rhea.models.rounding import to_fp8, to_int8
 from rhea.models.visibility import Visibility
@@ -43,7 +44,7 @@ class _Run:
     """Whether no slot holds anything yet."""
 
 
-class SlotCache:
+class SlotCache(PlacedCache):
     """``lengths`` (a list on the host) holds how many tokens of each slot are real."""
 
     def __init__(
@@ -67,7 +68,7 @@ class SlotCache:
         self.max_len = max_len
         self.lengths = [0] * slots
         self._feeds: list[tuple[int, int]] = []
-        self._runs: list[_Run] = []
+        self._runs: list[_Run] | None = None
         self._slots_N = self._positions_N = torch.empty(0, dtype=torch.int64)
 
     def feed(self, feeds: Sequence[tuple[int, int]]) -> None:
@@ -99,9 +100,13 @@ class SlotCache:
         assert num_tokens == sum(count for _, count in self._feeds), "another batch than was announced"
         device = self.layers[0].device
         places = [(slot, self.lengths[slot] + step) for slot, count in self._feeds for step in range(count)]
-        self._slots_N, self._positions_N = torch.tensor(places, dtype=torch.int64, device=device).unbind(1)
-        self._runs = self._find_runs()
+        self._slots_N, self._positions_N = torch.tensor(places, dtype=torch.int64, device=device).T.contiguous()
+        self._runs = None
         return self._positions_N[None], Visibility(causal=False)
+
+    def places(self) -> Places | None:
+        """Return where the tokens of the open forward lie; None with fewer bits."""
+        return Places(self.layers, self._slots_N, self._positions_N) if self.storage == "model" else None
 
     def attend(
         self, layer: int, queries_1NHK: Tensor, keys_1NGK: Tensor, values_1NGK: Tensor, visibility: Visibility
@@ -110,6 +115,8 @@ class SlotCache:
         self.store(layer, 0, keys_1NGK[0], self._slots_N, self._positions_N)
         self.store(layer, 1, values_1NGK[0], self._slots_N, self._positions_N)
         outputs = []
+        if self._runs is None:
+            self._runs = self._find_runs()
         for run in self._runs:
             slots = run.slots.stop - run.slots.start
             queries, keys, values = (

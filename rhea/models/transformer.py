@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from rhea.errors import InputError
 from rhea.models.attention import Attention
-from rhea.models.cache import Cache
+from rhea.models.cache import Cache, PlacedCache
 from rhea.models.config import TransformerConfig
 from rhea.models.layers import FeedForward, RMSNorm, Rotary, compute_dtype, rotary
-from rhea.models.packed import PackedHead, can_pack, release
+from rhea.models.native import operators
+from rhea.models.native.operators import FusedLayers, LayerParts
+from rhea.models.packed import PackedHead, PackedLinear, can_pack, release
 from rhea.models.visibility import Visibility, document_starts, document_visibility
 
 
@@ -42,6 +44,23 @@ class DecoderLayer(nn.Module):
         x_BTD = x_BTD + F.dropout(attended, self.dropout, self.training)
         return x_BTD + F.dropout(self.mlp_norm.feed(self.mlp, x_BTD), self.dropout, self.training)
 
+    def parts(self, x_BTD: Tensor) -> LayerParts | None:
+        """Return what an operator of our own needs in place of ``forward``; None if it can't serve x."""
+        attention, mlp, dtype = self.attention, self.mlp, x_BTD.dtype
+        matrices = []
+        for product in (*(attention.packed or ()), *(mlp.packed or ())):
+            panels = product.panels(x_BTD) if isinstance(product, PackedLinear) else None
+            if panels is None:
+                return None
+            matrices.append(panels)
+        norms = []
+        for norm in (self.attention_norm, self.mlp_norm, attention.q_norm, attention.k_norm):
+            scale = None if norm is None else norm.weight
+            if scale is not None and scale.dtype != dtype:
+                return None
+            norms.append(None if norm is None or scale is None else (scale, norm.eps))
+        return LayerParts(matrices, norms) if matrices else None
+
 
 class Transformer(nn.Module):
     """Token ids in, logits out. Call ``init_weights`` (or load a checkpoint) before use."""
@@ -54,6 +73,8 @@ class Transformer(nn.Module):
         self.norm: RMSNorm | None = RMSNorm(config.dim, config.norm_eps)
         self.lm_head: nn.Linear | None = nn.Linear(config.dim, config.vocab_size, bias=False)
         self._packed_head: PackedHead | None = None
+        heads = config.num_heads, config.num_kv_heads, config.head_dim
+        self._fused_layers = FusedLayers(*heads) if FusedLayers.serves(*heads) else None
 
     def pack(self, boundaries: Iterable[int] = (), *, alone: bool = False) -> Self:
         """Prepare for generation on a CPU: fuse and prepack the matrices; same numbers. On other devices: nothing.
@@ -103,19 +124,44 @@ class Transformer(nn.Module):
         x_BTD = token_ids_BT if self.embed_tokens is None else self.embed_tokens(token_ids_BT)
         if self.embed_tokens is not None:
             x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
-        rotation = rotary(positions_BT, self.config.head_dim, self.config.rope_theta, compute_dtype(x_BTD))
-        for index, layer in enumerate(self.layers):
+        native = cache is not None and positions_BT.dtype == torch.int64 and self._uses_operators(x_BTD)
+        angles = self.config.head_dim, self.config.rope_theta, compute_dtype(x_BTD)
+        rotation = Rotary(*operators.rotary(positions_BT, *angles)) if native else rotary(positions_BT, *angles)
+        fused_BTD = self._fused(x_BTD, rotation, cache) if native else None
+        for index, layer in enumerate(self.layers if fused_BTD is None else ()):
             x_BTD = layer(x_BTD, rotation, visibility, cache, index)
+        x_BTD = x_BTD if fused_BTD is None else fused_BTD
         if cache is not None:
             cache.finish()
+        if native and self.norm is not None and self.norm.weight.dtype == x_BTD.dtype:
+            return operators.norm(x_BTD, self.norm.weight, self.norm.eps)
         return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def _fused(self, x_BTD: Tensor, rotation: Rotary, cache: Cache | None) -> Tensor | None:
+        """Return the states after all layers by one operator, where it can serve: see ``PlacedCache``."""
+        places = cache.places() if isinstance(cache, PlacedCache) else None
+        if places is None or self._fused_layers is None or (self.training and self.config.dropout):
+            return None
+        # All parts before the call: what the layers read empties the caches of the processor.
+        parts = [known for layer in self.layers if (known := layer.parts(x_BTD)) is not None]
+        if not parts or len(parts) != len(self.layers):
+            return None
+        if rotation.cos.dtype != x_BTD.dtype or places.blocks[0].dtype != x_BTD.dtype:
+            return None
+        return self._fused_layers(x_BTD, parts, rotation, *places)
+
+    def _uses_operators(self, x_BTD: Tensor) -> bool:
+        """Tell whether operators of our own take the place of torch's."""
+        if self._packed_head is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return False
+        return x_BTD.device.type == "cpu" and operators.available(x_BTD.dtype)
 
     def logits(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return float32 logits [..., V] of the vocabulary rows [start, stop); the states themselves without a head."""
         if self.lm_head is None:
             return x
         if self._packed_head is not None and not torch.is_grad_enabled():
-            return self._packed_head(x, start, self.config.vocab_size if stop is None else stop).float()
+            return self._packed_head(x, start, self.config.vocab_size if stop is None else stop)
         return F.linear(x, self.lm_head.weight[start:stop]).float()
 
     def forward(

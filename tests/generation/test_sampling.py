@@ -14,7 +14,9 @@ from rhea.generation.sampling import (
     gumbel_noise,
     noise_key,
     top_candidates,
+    uniform_noise,
 )
+from rhea.models.native.library import library
 
 
 def splitmix64(state: int, count: int) -> list[int]:
@@ -36,6 +38,16 @@ def test_noise_is_splitmix64() -> None:
         ]
         noise = gumbel_noise(torch.tensor([key]), torch.arange(64))[0]
         torch.testing.assert_close(noise, torch.tensor(reference), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(library() is None, reason="needs a C compiler")
+def test_the_compiled_noise_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = torch.tensor([noise_key(seed, 1, 2) for seed in range(5)])
+    for token_ids in (torch.arange(-1, 5000), torch.arange(15).view(3, 5).T * 1000, torch.arange(0)):
+        compiled = uniform_noise(keys, token_ids)
+        with monkeypatch.context() as without:
+            without.setenv("RHEA_NATIVE", "0")
+            assert torch.equal(uniform_noise(keys, token_ids), compiled)
 
 
 def test_noise_is_gumbel_distributed_across_tokens_and_positions() -> None:

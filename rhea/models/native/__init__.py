@@ -1,0 +1,1 @@
+"""Operators of our own for decoding on CPUs: a source in C, how it is compiled, and what calls it."""
