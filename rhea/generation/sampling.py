@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rhea.errors import InputError
 from rhea.models.native import operators
+from rhea.models.native.trust import available
 
 # SplitMix64's constants, as signed 64-bit integers because torch has no unsigned arithmetic (it wraps the same).
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
@@ -84,7 +85,7 @@ def uniform_noise(keys_B: Tensor, token_ids: Tensor) -> Tensor:
 
     keys_B: int64 [B] of ``noise_key``; token_ids: int64 [K] or [B, K], from -1. The same bits on every device.
     """
-    if keys_B.device.type == "cpu" and operators.available(torch.float32) and _plain(keys_B, token_ids):
+    if keys_B.device.type == "cpu" and available(torch.float32) and _plain(keys_B, token_ids):
         return operators.uniform(keys_B, token_ids)
     z = keys_B[:, None] + (token_ids + 1) * _GOLDEN
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX_1

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rhea.models.native.operators import Panels, available
+from rhea.models.native.operators import Panels
+from rhea.models.native.trust import available
 
 Product = Callable[[Tensor], Tensor]
 """What replaces linear layers in a forward without gradients: packed here, or quantized."""

@@ -21,6 +21,7 @@ from rhea.models.config import TransformerConfig
 from rhea.models.layers import FeedForward, RMSNorm, Rotary, compute_dtype, rotary
 from rhea.models.native import operators
 from rhea.models.native.operators import FusedLayers, LayerParts
+from rhea.models.native.trust import available
 from rhea.models.packed import PackedHead, PackedLinear, can_pack, release
 from rhea.models.visibility import Visibility, document_starts, document_visibility
 
@@ -154,7 +155,7 @@ class Transformer(nn.Module):
         """Tell whether operators of our own take the place of torch's."""
         if self._packed_head is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return False
-        return x_BTD.device.type == "cpu" and operators.available(x_BTD.dtype)
+        return x_BTD.device.type == "cpu" and available(x_BTD.dtype)
 
     def logits(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return float32 logits [..., V] of the vocabulary rows [start, stop); the states themselves without a head."""

@@ -18,14 +18,8 @@ from torch import Tensor
 
 from rhea.models.native.library import BatchStruct, LayerStruct, MatrixStruct, library
 
-_DTYPES = (torch.float32, torch.bfloat16)
 _LARGEST_HEAD, _MOST_SHARED = 256, 96
 """As in the source: channels of a head, and query heads of one key-value head."""
-
-
-def available(dtype: torch.dtype) -> bool:
-    """Tell whether there are operators for this dtype here."""
-    return dtype in _DTYPES and library() is not None
 
 
 class Panels:

@@ -15,6 +15,7 @@ from rhea.models.layers import RMSNorm, rotary
 from rhea.models.native import operators
 from rhea.models.native.library import library
 from rhea.models.native.operators import FusedLayers, Panels
+from rhea.models.native.trust import _agrees, available
 from rhea.models.slot_cache import SlotCache
 from rhea.models.transformer import Transformer
 
@@ -203,7 +204,7 @@ def test_released_weights_are_held_once(dtype: torch.dtype) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_other_dtypes_stay_with_torch(dtype: torch.dtype) -> None:
-    assert not operators.available(dtype)
+    assert not available(dtype)
     plain = model(torch.float32).to(dtype)
     expected = plain(TOKENS)
     found = in_pieces(plain.pack(), PIECES)
@@ -217,3 +218,34 @@ def test_a_cache_of_fewer_bits_stays_with_torch() -> None:
     cache.feed([(0, LENGTH)])
     states, expected = packed.hidden(TOKENS[:1], cache=cache), packed.hidden(TOKENS[:1])
     assert 0 < (states - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@DTYPES
+def test_operators_that_compute_something_else_are_not_used(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert available(dtype)
+    product = Panels.product
+
+    def wrong(panels: Panels, x: Tensor) -> Tensor:
+        return product(panels, x) * 1.2
+
+    _agrees.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Panels, "product", wrong)
+            assert not available(dtype)
+        assert "torch's serve" in caplog.text
+    finally:
+        _agrees.cache_clear()
+    assert available(dtype)
+
+
+def test_a_wrong_layer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def idle(layers: FusedLayers, x_BTD: Tensor, *others: object) -> Tensor:
+        return x_BTD
+
+    _agrees.cache_clear()
+    monkeypatch.setattr(FusedLayers, "__call__", idle)
+    assert not available(torch.float32)
+    _agrees.cache_clear()
