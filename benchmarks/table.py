@@ -83,13 +83,13 @@ def engine_rows() -> list[tuple[str, str, str, str]]:
     found, plain = sides["window found by measuring"], sides["plain loop"]["seconds_per_picture"]
     beside = f"one by one {plain:.2f} s, the same tokens: {found['times_the_plain_loop']:.1f} x; transformers "
     beside += f"{sides['transformers']['seconds_per_picture']:.2f} s: {found['times_the_peer']:.1f} x"
-    beside += short_of(6, found["times_the_peer"], "in so small a model a forward is hundreds of calls, not arithmetic")
+    beside += short_of(6, found["times_the_peer"], "LOG.md")
     figure = f"{found['seconds_per_picture']:.2f} s"
     rows = [("a guided 64 x 64 picture of the default model, CPU", figure, beside, "engine")]
     one = results["one picture, 110 M, bfloat16"]
     told, seconds = f"a guided picture of {one['codes']:,} codes, 110 M, bfloat16, CPU", one["seconds_per_picture"]
     times = one["times_the_peer"]["window 1"]
-    beside = f"transformers {seconds['transformers']:.0f} s: {times:.1f} x{short_of(4, times, PRODUCTS)}"
+    beside = f"transformers {seconds['transformers']:.0f} s: {times:.1f} x" + short_of(4, times, "LOG.md")
     rows.append((f"{told}, token by token", f"{seconds['window 1']:.1f} s", beside, "engine"))
     beside = f"{one['times_the_peer']['window found by measuring']:.1f} x; if as many guesses held as in the default "
     beside += f"model {one['estimate: times_the_peer with the best window']:.1f} x (an estimate)"
@@ -98,7 +98,7 @@ def engine_rows() -> list[tuple[str, str, str, str]]:
     eight = results["eight pictures, 110 M, bfloat16"]
     ours, theirs = (eight["tokens_per_second"][side] for side in ("rhea", "transformers, static batch"))
     beside = f"transformers {theirs:.0f}: {eight['times_the_peer']:.1f} x"
-    beside += short_of(4, eight["times_the_peer"], PRODUCTS)
+    beside += short_of(4, eight["times_the_peer"], "LOG.md")
     return [*rows, ("eight guided pictures at once, 110 M, bfloat16, CPU", f"{ours:.0f} tokens/s", beside, "engine")]
 
 
