@@ -3,6 +3,7 @@
 Shapes: B rows, T new tokens, H heads, G key-value heads, K channels of one head.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -36,9 +37,9 @@ class Places(NamedTuple):
     positions_N: Tensor
 
 
-class PlacedCache:
+class PlacedCache(ABC):
     """A cache in which each token sees what its slot holds up to its own position, and nothing else."""
 
+    @abstractmethod
     def places(self) -> Places | None:
         """Return where the tokens of the open forward lie; None if keys are not kept as they are computed."""
-        raise NotImplementedError
