@@ -18,12 +18,13 @@ HERE = Path(__file__).parent
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, cores, memory, accelerator and the versions that matter."""
+    """Return processor, threads, memory, accelerator and the versions that matter."""
     info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
     pages = Path("/proc/meminfo").read_text().splitlines()[0].split()[1] if info else "0"
     return {
         "processor": names[0] if names else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(int(pages) / 2**20, 1),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -18,6 +18,7 @@ from rhea.models.growth import require_growth
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.debug import debug, debug_tokenizer
+from rhea.recipes.default_tokenizer import trained_tokenizer
 from rhea.recipes.rich_frames import FrameShares, RichFrames, RichFramesConfig
 from rhea.recipes.rich_model import RichModelRecipe, rich_model
 from rhea.recipes.rich_tokenizer import copy_all_but_codebook, rich_tokenizer
@@ -186,7 +187,20 @@ def test_a_missing_tokenizer_is_told_by_its_recipe(trained: tuple[RichModelRecip
         recipe.run(tmp_path / "run")
 
 
-def test_the_default_model_can_grow_to_the_rich_ones_sizes() -> None:
-    smaller = load_checkpoint(DEFAULT_MODEL, parts=()).config.transformer
+KEPT = Path(__file__).parents[2] / "checkpoints" / "rich"
+
+
+@pytest.mark.parametrize("folder", [DEFAULT_MODEL, KEPT], ids=["default", "kept"])
+def test_a_run_can_grow_from_what_there_is(folder: Path) -> None:
+    smaller = load_checkpoint(folder, parts=()).config.transformer
     assert smaller is not None
     require_growth(smaller, rich_model().model)
+
+
+def test_a_run_can_go_on_with_the_tokenizer_that_is_kept() -> None:
+    recipe = rich_model()
+    tokenizer = trained_tokenizer(recipe.tokenizer, KEPT, made_by="rich-tokenizer")
+    assert tokenizer.config == recipe.tokenizer.model
+    text = load_checkpoint(KEPT, parts=()).text_tokenizer
+    assert text is not None
+    assert text.vocab_size == recipe.text_vocab_size
