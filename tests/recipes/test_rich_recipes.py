@@ -22,6 +22,7 @@ from rhea.recipes.default_tokenizer import trained_tokenizer
 from rhea.recipes.rich_frames import FrameShares, RichFrames, RichFramesConfig
 from rhea.recipes.rich_model import RichModelRecipe, rich_model
 from rhea.recipes.rich_tokenizer import copy_all_but_codebook, rich_tokenizer
+from rhea.tokenizers.text import load_text_tokenizer
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
 from rhea.training.vision_tokenizer import CODEBOOK
 
@@ -201,6 +202,4 @@ def test_a_run_can_go_on_with_the_tokenizer_that_is_kept() -> None:
     recipe = rich_model()
     tokenizer = trained_tokenizer(recipe.tokenizer, KEPT, made_by="rich-tokenizer")
     assert tokenizer.config == recipe.tokenizer.model
-    text = load_checkpoint(KEPT, parts=()).text_tokenizer
-    assert text is not None
-    assert text.vocab_size == recipe.text_vocab_size
+    assert load_text_tokenizer(KEPT).vocab_size == recipe.text_vocab_size
