@@ -16,7 +16,7 @@ from rhea.generation.sampling import (
     top_candidates,
     uniform_noise,
 )
-from rhea.models.native.library import library
+from rhea.models.native.binding import library
 
 
 def splitmix64(state: int, count: int) -> list[int]:

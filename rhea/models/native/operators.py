@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rhea.models.native.library import BatchStruct, LayerStruct, MatrixStruct, library
+from rhea.models.native.binding import BatchStruct, LayerStruct, MatrixStruct, library
 
 _LARGEST_HEAD, _MOST_SHARED = 256, 96
 """As in the source: channels of a head, and query heads of one key-value head."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rhea.models.native.library import library
+from rhea.models.native.binding import library
 from rhea.models.native.operators import FusedLayers, LayerParts, Panels
 
 _ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 0.1}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rhea.models.native import library as loading
+from rhea.models.native import binding
 from rhea.models.native.build import build
 
 needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -33,7 +33,7 @@ def compiler(folder: Path, script: str) -> str:
 def test_without_a_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CC", str(tmp_path / "nothing"))
     assert build() is None
-    assert loading._load.__wrapped__() is None
+    assert binding._load.__wrapped__() is None
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_broken_compiler_is_not_even_mentioned(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, script: str
 ) -> None:
     monkeypatch.setenv("CC", compiler(tmp_path, script))
-    assert loading._load.__wrapped__() is None
+    assert binding._load.__wrapped__() is None
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -81,7 +81,7 @@ import sys
 from test_plain import MIXED, tiny_parts
 from rhea.generation.engine import Engine
 from rhea.generation.plain import continue_prompts
-from rhea.models.native.library import library
+from rhea.models.native.binding import library
 model = tiny_parts()[0].pack()
 tokens = [continue_prompts(model, [each])[0] for each in MIXED.values()]
 assert Engine(model).run(list(MIXED.values())) == tokens

@@ -13,7 +13,7 @@ from rhea.models.config import TransformerConfig
 from rhea.models.kv_cache import KVCache
 from rhea.models.layers import RMSNorm, rotary
 from rhea.models.native import operators
-from rhea.models.native.library import library
+from rhea.models.native.binding import library
 from rhea.models.native.operators import FusedLayers, Panels
 from rhea.models.native.trust import _agrees, available
 from rhea.models.slot_cache import SlotCache
