@@ -7,7 +7,6 @@ training did not use (``rhea record driving --seed 1000``). ``--tokenizer`` is a
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ import numpy as np
 import torch
 from record import save
 
+from rhea.checkpoints.load import load_checkpoint
 from rhea.documents.shards import Shards, find_shards
 from rhea.evaluation.reconstruction import psnr, ssim
 from rhea.evaluation.task import EVALUATION
 from rhea.generation.loading import DEFAULT_MODEL
 from rhea.recipes.default_tokenizer import trained_tokenizer
 from rhea.recipes.rich_frames import SIDES, ShapesStills
-from rhea.recipes.rich_tokenizer import RichTokenizerRecipe, rich_tokenizer
+from rhea.recipes.rich_tokenizer import rich_tokenizer
 from rhea.tokenizers.vision import PixelPolicy, VisionCodec
 from rhea.training.state import checkpoint_folders
 from rhea.worlds.emoji.source import EmojiSource, EmojiSourceConfig
@@ -31,11 +31,8 @@ FRAMES = 16
 
 def tokenizer(folder: Path) -> VisionCodec:
     """Return the vision tokenizer of a checkpoint or of a run of rich-tokenizer."""
-    from rhea.checkpoints.load import load_checkpoint
-
     if checkpoint_folders(folder):
-        recipe: RichTokenizerRecipe = rich_tokenizer()
-        model = trained_tokenizer(recipe, folder, made_by="rich-tokenizer")
+        model = trained_tokenizer(rich_tokenizer(), folder, made_by="rich-tokenizer")
     else:
         found = load_checkpoint(folder, parts=("vision_tokenizer",), vision_dtype=torch.float32).vision_tokenizer
         assert found is not None, f"{folder} holds no vision tokenizer"
@@ -56,8 +53,8 @@ def sources(emoji: str, driving: str, limit: int) -> dict[str, list[np.ndarray]]
         found[f"shapes of {side} x {side}"] = [stills.picture(rng, side) for _ in range(limit)]
     found["films of shapes"] = [stills.clip(rng, FRAMES) for _ in range(limit // 4)]
     films = Shards(find_shards(driving))
-    drives: Callable[[int], Any] = films.visual
-    found["films of driving"] = [drives(number).frames[:FRAMES] for number in range(min(limit // 4, len(films)))]
+    chosen_films = range(min(limit // 4, len(films)))
+    found["films of driving"] = [films.visual(number).frames[:FRAMES] for number in chosen_films]
     return found
 
 

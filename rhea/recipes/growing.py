@@ -19,7 +19,7 @@ from rhea.models.growth import grow, require_growth
 from rhea.models.transformer import Transformer
 from rhea.tokenizers.text import ByteLevelTokenizer, TextTokenizer
 from rhea.tokenizers.vision import VisionCodec
-from rhea.tokenizers.vocabulary import Vocabulary
+from rhea.tokenizers.vocabulary import ROLES, Vocabulary
 
 
 def grow_from(
@@ -40,7 +40,7 @@ def grow_from(
     rows = torch.zeros(grammar.vocabulary.size, vocabulary.size)
     new = grammar.vocabulary
     rows[new.text.start : new.text.stop, : vocabulary.text.stop] = text_rows(text, grammar.text_tokenizer)
-    for role in ("pad", "bos", "eos", "eol", "eof", "image_token", "image_start", "image_end"):
+    for role in ROLES:
         rows[getattr(new, role), getattr(vocabulary, role)] = 1
     counted = counted_codes(VisionCodec(vision, codec.policy), codec, documents, vocabulary, new)
     rows[new.vision.start :, vocabulary.vision.start :] = code_rows(counted, codec.model.quantize.embedding.weight)

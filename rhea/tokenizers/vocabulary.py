@@ -9,7 +9,8 @@ from typing import Any
 
 from rhea.errors import InputError
 
-_ROLES = ("pad", "bos", "eos", "eol", "eof", "image_token", "image_start", "image_end")
+ROLES = ("pad", "bos", "eos", "eol", "eof", "image_token", "image_start", "image_end")
+"""What the special ids that are used are for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ EMU3_VOCABULARY = VocabularyConfig(
 
 def compact_vocabulary(text_size: int, vision_size: int) -> VocabularyConfig:
     """Return a layout with the eight special ids that are used and no others."""
-    offsets = {role: offset for offset, role in enumerate(_ROLES)}
-    return VocabularyConfig(text_size=text_size, num_special=len(_ROLES), vision_size=vision_size, **offsets)
+    offsets = {role: offset for offset, role in enumerate(ROLES)}
+    return VocabularyConfig(text_size=text_size, num_special=len(ROLES), vision_size=vision_size, **offsets)
 
 
 class Vocabulary:
@@ -59,7 +60,7 @@ class Vocabulary:
     """
 
     def __init__(self, config: VocabularyConfig) -> None:
-        offsets = [getattr(config, role) for role in _ROLES]
+        offsets = [getattr(config, role) for role in ROLES]
         if min(config.text_size, config.vision_size) < 1:
             raise InputError(f"a vocabulary needs text and visual tokens, got {config.text_size}, {config.vision_size}")
         if len(set(offsets)) < len(offsets) or not all(0 <= offset < config.num_special for offset in offsets):
@@ -110,5 +111,5 @@ class Vocabulary:
                 210: "image end",
             }
             return f"<|{named.get(offset, f'extra_{offset - 3}')}|>"
-        roles = {getattr(self.config, role): role.replace("_", " ") for role in _ROLES}
+        roles = {getattr(self.config, role): role.replace("_", " ") for role in ROLES}
         return f"<|{roles.get(offset, f'special {offset}')}|>"
