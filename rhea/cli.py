@@ -49,6 +49,7 @@ def generate(
     num_frames: Annotated[int | None, arg(metavar="N")] = None,
     fps: Annotated[float | None, arg(metavar="RATE")] = None,
     negative_prompt: Annotated[str | None, arg(metavar="TEXT")] = None,
+    best_of: Annotated[int, arg(metavar="N")] = 1,
     zipar: Annotated[int | None, arg(metavar="CODES")] = None,
     preview: bool = False,
     stats: bool = False,
@@ -75,6 +76,7 @@ def generate(
         num_frames: Length of a film.
         fps: Frames per second of a film.
         negative_prompt: What is not to be seen.
+        best_of: Draw each picture N times and keep the one that the model itself reads best as what was asked.
         zipar: Draw rows side by side, each that many codes behind the one above: fewer forwards, worse pictures.
         preview: Rewrite the output as the one picture or film grows (rows to come are grey), to watch in a viewer.
         stats: Tell what the engine did: forwards, guesses that held, prompt tokens shared, time, cache in use.
@@ -97,6 +99,7 @@ def generate(
             fps=fps,
             samples=samples,
             negative_prompt=negative_prompt,
+            best_of=best_of,
             zipar=zipar,
             progress=progress,
             preview=(lambda _, seen: None if seen.final else seen.save(output)) if preview else None,

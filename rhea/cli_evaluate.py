@@ -31,6 +31,7 @@ def default(
     output: Path = Path("evaluation.json"),
     seed: int = 0,
     side: Annotated[int | None, arg(metavar="PIXELS")] = None,
+    best_of: Annotated[int, arg(metavar="N")] = 1,
     shard: Shard = None,
     model: ModelOptions = MODEL,
 ) -> None:
@@ -45,13 +46,14 @@ def default(
         output: The report, as JSON; the page is beside it (.html), and what is graded, to go on when interrupted.
         seed: Of scenes, cells and sampling; no training seed, whichever you take.
         side: Of the emoji; by default that of the checkpoint's pictures.
+        best_of: Draw pictures from text N times and keep the one that the model itself reads best.
         shard: Grade only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
     """
     from rhea.evaluation.default import default_task
 
     _check_report(output)
     loaded = _load(model)
-    task = default_task(loaded, emoji=emoji, driving=driving, limit=limit, seed=seed, side=side)
+    task = default_task(loaded, emoji=emoji, driving=driving, limit=limit, seed=seed, side=side, best_of=best_of)
     for name, reason in task.left_out.items():
         say(f"{name}: {reason}")
     report = _run(task, loaded, output, shard)
@@ -64,6 +66,7 @@ def shapes(
     output: Path | None = None,
     seed: int = 0,
     tasks: tuple[str, ...] = (),
+    best_of: Annotated[int, arg(metavar="N")] = 1,
     shard: Shard = None,
     model: ModelOptions = MODEL,
 ) -> None:
@@ -76,12 +79,13 @@ def shapes(
         output: Also write the report there, as JSON; what is graded is kept beside it, to go on when interrupted.
         seed: Of the scenes and of the sampling; no training seed, whichever you take.
         tasks: Only these, of: "text to image" answers films edits.
+        best_of: Draw pictures from text N times and keep the one that the model itself reads best.
         shard: Grade only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
     """
     from rhea.evaluation.shapes import ShapesBenchmark, ShapesTask
 
     _check_report(output)
-    config = ShapesBenchmark(scenes=scenes, seed=seed)
+    config = ShapesBenchmark(scenes=scenes, seed=seed, best_of=best_of)
     loaded = _load(model)
     _run(ShapesTask(loaded, replace(config, tasks=tasks or config.tasks)), loaded, output, shard)
 

@@ -14,6 +14,7 @@ from rhea.documents.document import Codec, encode_documents
 from rhea.documents.grammar import PRETRAINING, Grammar, LossWeights, Rendered
 from rhea.documents.mixture import Draw, Mixture
 from rhea.documents.packing import Packed, cut, first_fit, stack_rows
+from rhea.documents.remember import RememberingCodec
 from rhea.errors import InputError
 
 
@@ -26,6 +27,9 @@ class PackedLoaderConfig:
     """What to do with a document longer than a row: "drop" counts it, "cut" cuts it wherever that cuts no image."""
     group: int = 32
     """How many documents are made and encoded together."""
+    remembered_pictures: int = 0
+    """How many pictures' codes are kept, for data that comes again with the next pass. The memory is empty after a
+    resume, which is then exact only if the codec gives a picture the same codes in any company."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,15 @@ class PackedLoader:
     ) -> None:
         if min(config.rows, config.group) < 1 or config.seq_len < 2:
             raise InputError(f"a loader needs rows and group of 1 or more and seq_len of 2 or more, got {config}")
+        if config.remembered_pictures < 0:
+            raise InputError(f"remembered_pictures must be 0 or more, got {config.remembered_pictures}")
         if config.too_long not in ("raise", "drop", "cut"):
             raise InputError(f"too_long is 'raise', 'drop' or 'cut', got {config.too_long!r}")
         self.config = config
         self.mixture = mixture
         self.grammar = grammar
-        self.codec = codec
+        remembered = config.remembered_pictures
+        self.codec = RememberingCodec(codec, remembered) if codec is not None and remembered else codec
         self.dropped = 0
         """How many documents were left out because they are longer than a row."""
         self._waiting: list[_Waiting] = []

@@ -115,18 +115,21 @@ def default_task(
     limit: int = 200,
     seed: int = 0,
     side: int | None = None,
+    best_of: int = 1,
     progress: Callable[[Progress], None] | None = None,
 ) -> DefaultTask:
     """Return the suite for a model: ``limit`` scenes, cells of each kind and films at most; see the module.
 
     ``emoji``, ``driving``: folders of shards; what is None is left out. ``side``: of the emoji, in pixels.
+    ``best_of``: how many times pictures are drawn from text, for the best to be kept.
     """
     if limit < 2:
         raise InputError(f"limit is {limit}; it must be at least 2")
-    parts: list[Part] = [ShapesTask(model, ShapesBenchmark(scenes=limit, seed=seed, batch=BATCH), progress)]
+    shapes = ShapesBenchmark(scenes=limit, seed=seed, batch=BATCH, best_of=best_of)
+    parts: list[Part] = [ShapesTask(model, shapes, progress)]
     left_out = dict(MISSING)
     if emoji is not None:
-        config = EmojiBenchmark(shards=str(emoji), cells=limit, seed=seed, side=side, batch=BATCH)
+        config = EmojiBenchmark(shards=str(emoji), cells=limit, seed=seed, side=side, batch=BATCH, best_of=best_of)
         parts.append(EmojiTask(model, config, progress))
         del left_out["emoji"]
     if driving is not None:

@@ -22,7 +22,7 @@ from rhea.errors import InputError
 from rhea.evaluation.likeness import Judge, Likeness
 from rhea.evaluation.page import Film, Picture
 from rhea.evaluation.report import Figure, files_hash, share
-from rhea.evaluation.task import EVALUATION, Record, codes_of
+from rhea.evaluation.task import EVALUATION, Record, best_of, codes_of
 from rhea.generation.completion import Completion, Prompt
 from rhea.generation.model import Rhea
 from rhea.generation.request import Progress
@@ -52,6 +52,8 @@ class EmojiBenchmark:
     """Requests that run together."""
     kinds: tuple[Kind, ...] = KINDS
     groups: tuple[Group, ...] = ("drawn", "named")
+    best_of: int = 1
+    """Pictures are drawn so many times, and the one kept that the model itself finds best."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class EmojiTask:
         places = ", ".join(f"place {rank + 1} by the {judge}" for judge, rank in record["ranks"].items())
         shown: list[Picture | Film] = [Picture(pixels=pixels, caption=text, verdict=places)]
         shown.append(Picture(pixels=true, caption="the true one" if case.kind != "absent" else "in another style"))
-        return f'rhea generate "{text}" --size {side}x{side} --seed {case.seed}', shown
+        return f'rhea generate "{text}" --size {side}x{side} --seed {case.seed}{best_of(self._config.best_of)}', shown
 
     def _drawn_cases(self) -> list[_Case]:
         """Choose cells of each kind and ask for each in both languages."""
@@ -178,7 +180,7 @@ class EmojiTask:
     def _grade_drawn(self, cases: Sequence[_Case]) -> list[Record]:
         texts = [self.source.prompt(case.cell, case.language) for case in cases]
         prompts = [
-            self._model.prompts.draw(text, size=self._size, seed=case.seed)
+            self._model.prompts.draw(text, size=self._size, seed=case.seed, best_of=self._config.best_of)
             for text, case in zip(texts, cases, strict=True)
         ]
         codes = [codes_of(completion) for completion in self._complete(prompts)]

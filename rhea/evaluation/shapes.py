@@ -22,7 +22,7 @@ from rhea.errors import InputError
 from rhea.evaluation.page import Film, Picture
 from rhea.evaluation.report import Figure, Report, share
 from rhea.evaluation.runner import run_task
-from rhea.evaluation.task import EVALUATION, Record, codes_of
+from rhea.evaluation.task import EVALUATION, Record, best_of, codes_of
 from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.defaults import GenerationDefaults
 from rhea.generation.model import Rhea
@@ -51,6 +51,8 @@ class ShapesBenchmark:
     batch: int = 64
     """Requests that run together."""
     tasks: tuple[str, ...] = ("text to image", "answers", "films", "edits")
+    best_of: int = 1
+    """Pictures from text are drawn so many times, and the one kept that the model itself finds best."""
 
 
 class _Bench:
@@ -217,6 +219,7 @@ class _TextToImage:
                 negative=formats.text_to_image(bench.defaults.negative_prompt) if scale != 1 else None,
                 sampling=bench.sampling(scale),
                 seed=case.seed,
+                best_of=bench.config.best_of,
             )
             for case in cases
         ]
@@ -239,7 +242,10 @@ class _TextToImage:
         text = case.about[0].text
         pixels = self.bench.codec.decode_picture(np.array(record["codes"]))
         picture = Picture(pixels=pixels, caption=text, verdict=_verdict(record), note=case.name)
-        return f'rhea generate "{text}" --size {CANVAS}x{CANVAS} --seed {case.seed}', [picture]
+        return (
+            f'rhea generate "{text}" --size {CANVAS}x{CANVAS} --seed {case.seed}{best_of(self.bench.config.best_of)}',
+            [picture],
+        )
 
     def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
         """Chance is how often another scene of the same kind fits a caption: drawing without reading it."""

@@ -48,3 +48,8 @@ def codes_of(completion: Completion) -> np.ndarray:
     """Return the codes of a picture [h, w] or film [t, h, w] that was asked for."""
     assert completion.codes is not None
     return completion.codes
+
+
+def best_of(drafts: int) -> str:
+    """Return what a command that draws a picture says of how many the best was chosen of."""
+    return f" --best-of {drafts}" if drafts > 1 else ""

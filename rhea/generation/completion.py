@@ -13,6 +13,7 @@ from rhea.documents.constraint import Constraint
 from rhea.documents.document import Document, Image, ImageSize, Text, Video, VideoSize, encode_documents
 from rhea.documents.grammar import Grammar
 from rhea.errors import InputError
+from rhea.generation.choosing import agreements
 from rhea.generation.engine import Engine, EngineConfig
 from rhea.generation.preview import Follower, Preview
 from rhea.generation.request import Progress, Request
@@ -41,6 +42,25 @@ class Prompt:
     sample_index: int = 0
     max_new_tokens: int = 1024
     """Limit for text; a picture or film takes what it takes."""
+    best_of: int = 1
+    """Of a picture from text: draw so many, keep the one that agrees best with the text (``choosing.py``)."""
+
+    def __post_init__(self) -> None:
+        if self.best_of < 1:
+            raise InputError(f"best_of is {self.best_of}; it must be at least 1")
+        if self.best_of > 1 and not (isinstance(self.next, ImageSize) and self.text):
+            raise InputError("best_of is for pictures from text: the text is what it judges them by")
+
+    @property
+    def text(self) -> str | None:
+        """The text, if the document is nothing else."""
+        segments = self.document.segments
+        return segments[0].text if len(segments) == 1 and isinstance(segments[0], Text) else None
+
+    def drafts(self) -> list["Prompt"]:
+        """Return a prompt for each of the pictures that the best is chosen of, as if they were samples of their own."""
+        first = self.sample_index * self.best_of
+        return [replace(self, best_of=1, sample_index=first + number) for number in range(self.best_of)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +105,12 @@ class Completer:
         ``every_rows`` further rows or another latent frame are written (see ``Follower``); the writing waits for it.
         ``zipar``: draw rows of grids side by side, each that many codes behind the one above (lossy; ``zipar.py``).
         """
+        if any(prompt.best_of > 1 for prompt in prompts):
+            if preview is not None:
+                raise InputError("with best_of there are no previews: which picture is kept is known at the end")
+            drafts = [draft for prompt in prompts for draft in prompt.drafts()]
+            made = iter(self.complete(drafts, max_requests=max_requests, progress=progress, zipar=zipar))
+            return [self._best(prompt, [next(made) for _ in range(prompt.best_of)]) for prompt in prompts]
         requests = self.requests(prompts)
         followers, pixels = dict[int, Follower](), dict[int, np.ndarray]()
         if preview is not None:
@@ -118,6 +144,14 @@ class Completer:
             replace(self.completion(prompt, request, token_ids), pixels=pixels.get(number))
             for number, (prompt, request, token_ids) in enumerate(zip(prompts, requests, written, strict=True))
         ]
+
+    def _best(self, prompt: Prompt, drawn: list[Completion]) -> Completion:
+        """Return the draft that agrees best with a prompt's text."""
+        if len(drawn) == 1:
+            return drawn[0]
+        grids = [each.codes for each in drawn if each.codes is not None]
+        found = agreements(self.transformer, self.grammar, [prompt.text or ""] * len(drawn), grids)
+        return drawn[int(np.argmax(found))]
 
     def requests(self, prompts: Sequence[Prompt]) -> list[Request]:
         """Write each prompt as the engine takes it; pixels of all prompts are encoded together."""

@@ -77,6 +77,7 @@ class Rhea:
         top_p: float | None = None,
         negative_prompt: str | None = None,
         seed: int = 0,
+        best_of: int = 1,
         zipar: int | None = None,
         progress: Report = None,
         preview: Watch = None,
@@ -87,9 +88,11 @@ class Rhea:
         ``size``: "WIDTHxHEIGHT" or (height, width) in pixels, or a ratio "16:9". The same seed gives the same pictures,
         whatever else is in the batch. ``preview(number, seen)`` is called while result ``number`` is written, with each
         ``every_rows`` rows of codes of a picture (by default an eighth of it) and each latent frame of a film; the last
-        one shows the result. ``zipar`` draws rows of codes side by side, each that many codes behind the one above: in
-        fewer forwards, and worse, for a code does not see what is above it on the right. Raises InputError for an empty
-        prompt, a size that is no multiple of the tokenizer's factor, or what does not fit the context.
+        one shows the result. ``best_of``: draw each picture so many times and keep the one that agrees best with its
+        text as the model itself reads it (``choosing.py``; no previews). ``zipar`` draws rows of codes side by side,
+        each that many codes behind the one above: in fewer forwards, and worse, for a code does not see what is above
+        it on the right. Raises InputError for an empty prompt, a size that is no multiple of the tokenizer's factor, or
+        what does not fit the context.
         """
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if samples < 1:
@@ -109,6 +112,7 @@ class Rhea:
                 negative_prompt=negative_prompt,
                 seed=seed,
                 sample_index=index,
+                best_of=best_of,
             )
             for text, index in wanted
         ]

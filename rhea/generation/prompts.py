@@ -54,6 +54,7 @@ class PromptWriter:
         negative_prompt: str | None = None,
         seed: int = 0,
         sample_index: int = 0,
+        best_of: int = 1,
     ) -> Prompt:
         """Ask for a picture, or a film with ``video``, of what a text says; see ``Rhea.generate``."""
         if not video and (num_frames is not None or fps is not None):
@@ -74,6 +75,7 @@ class PromptWriter:
             sampling=self._sampling(scale, temperature, top_k, top_p),
             seed=seed,
             sample_index=sample_index,
+            best_of=best_of,
         )
 
     def answer(

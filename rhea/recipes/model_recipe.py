@@ -6,7 +6,7 @@ The run folder holds the text tokenizer and, at the end, ``checkpoint``: the who
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,9 @@ class ModelRecipe(ABC):
 
     tokenizer_run: str
     """Run folder of the vision tokenizer, or a checkpoint that holds one."""
-    start_from: str = ""
-    """A checkpoint of this model to go on from, with its text tokenizer; random weights if empty."""
+    start_from: tuple[str, ...] = ()
+    """A checkpoint of this model to go on from, with its text tokenizer; random weights if empty. Of several, runs
+    beside one another that began alike, the mean of their weights: local SGD (arXiv:1805.09767) by hand."""
     grow_from: str = ""
     """A checkpoint of a smaller model, of whatever tokenizers, whose skills a new run begins with, if it does not
     ``start_from`` another; random weights if both are empty."""
@@ -100,14 +101,14 @@ class ModelRecipe(ABC):
     def run_transformer(self, folder: Path) -> bool:
         """Do so with the vision tokenizer of ``tokenizer_run``."""
         mixture, vision_tokenizer = self.mixture(), self.vision_tokenizer()
-        start = load_checkpoint(self.start_from, dtype=torch.float32) if self.start_from else None
+        start = _start(self.start_from)
         text_tokenizer = (start and start.text_tokenizer) or self._text_tokenizer(folder)
         vocabulary = compact_vocabulary(text_tokenizer.vocab_size, vision_tokenizer.config.codebook_size)
         model = Transformer(replace(self.model, vocab_size=Vocabulary(vocabulary).size))
         model.init_weights(self.trainer.seed)
         if start is not None and start.transformer is not None:
             if start.transformer.config != model.config:
-                raise InputError(f"{self.start_from} holds a transformer of other sizes than this recipe's")
+                raise InputError(f"{self.start_from[0]} holds a transformer of other sizes than this recipe's")
             model.load_state_dict(start.transformer.state_dict())
         about = self.about()
         grammar, codec = Grammar(Vocabulary(vocabulary), text_tokenizer), VisionCodec(vision_tokenizer, about.policy)
@@ -155,6 +156,22 @@ class ModelRecipe(ABC):
         return Checkpoint(
             config=config, transformer=half.to(torch.bfloat16), vision_tokenizer=vision, text_tokenizer=text
         )
+
+
+def _start(paths: Sequence[str]) -> Checkpoint | None:
+    """Load a checkpoint, or the first of several with their mean weights; InputError if those are not alike."""
+    checkpoints = [load_checkpoint(path, dtype=torch.float32) for path in paths]
+    if len(checkpoints) < 2:
+        return checkpoints[0] if checkpoints else None
+    transformers = [each.transformer for each in checkpoints if each.transformer is not None]
+    words = {Path(path, "tokenizer.json").read_bytes() for path in paths}
+    if len(transformers) < len(paths) or len({each.config for each in transformers}) > 1 or len(words) > 1:
+        raise InputError(f"a mean is taken of transformers of the same sizes and text tokenizer: {', '.join(paths)}")
+    states = [each.state_dict() for each in transformers]
+    transformers[0].load_state_dict(
+        {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    )
+    return checkpoints[0]
 
 
 def _sampler(about: About, grammar: Grammar, codec: VisionCodec) -> Sampler:

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from rhea.checkpoints.load import load_checkpoint
+from rhea.checkpoints.save import save_checkpoint
 from rhea.config import from_dict, to_dict
+from rhea.errors import InputError
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.debug import DebugRecipe, debug
 from rhea.recipes.default_model import DefaultModelRecipe, default_model
 from rhea.recipes.default_tokenizer import default_tokenizer, local_tokenizer
 from rhea.recipes.emu3 import emu3_transformer, emu3_vision_tokenizer
+from rhea.recipes.model_recipe import _start
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
 from rhea.training.schedule import ScheduleConfig
 
@@ -92,12 +96,29 @@ def test_debug_recipe_goes_on_where_it_was(debug_run: Path) -> None:
 
 def test_training_goes_on_from_a_checkpoint(debug_run: Path, tmp_path: Path) -> None:
     checkpoint = str(debug_run / "checkpoint")
-    recipe = replace(debug(), tokenizer_run=checkpoint, start_from=checkpoint)
+    recipe = replace(debug(), tokenizer_run=checkpoint, start_from=(checkpoint,))
     recipe = replace(recipe, trainer=replace(recipe.trainer, total_steps=2, log_every=1))
     assert recipe.run_transformer(tmp_path / "run")
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     from_nothing = json.loads((debug_run / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] < from_nothing["loss"]
+
+
+def test_runs_beside_one_another_go_on_from_their_mean(debug_run: Path, tmp_path: Path) -> None:
+    paths = [str(debug_run / "checkpoint"), str(tmp_path / "other")]
+    other = load_checkpoint(paths[0])
+    assert other.transformer is not None
+    with torch.no_grad():
+        other.transformer.norm.weight += 1  # in bfloat16 exact enough to be told from the mean
+    save_checkpoint(paths[1], other)
+    first, mean = load_checkpoint(paths[0]), _start(paths)
+    expected = first.transformer.norm.weight.float() + 0.5
+    torch.testing.assert_close(mean.transformer.norm.weight, expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(mean.transformer.lm_head.weight, first.transformer.lm_head.weight.float())
+    words = tmp_path / "other" / "tokenizer.json"
+    words.write_text(words.read_text() + "\n")
+    with pytest.raises(InputError, match="same sizes and text tokenizer"):
+        _start(paths)
 
 
 def test_a_larger_model_grows_from_a_checkpoint_of_other_tokenizers(debug_run: Path, tmp_path: Path) -> None:

@@ -44,6 +44,28 @@ def test_loss_and_gradients_are_those_of_the_weighted_mean_of_cross_entropies():
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-6)  # float32 sums in another order
 
 
+def test_losses_over_kinds_tell_a_token_from_those_of_its_kind_only():
+    packed, first_code = TokenLoader().next_batch(), VOCABULARY.vision.start
+    task, plain = next_token_task(dropout=0.0, loss_over="kind"), tiny_runs.transformer(dropout=0.0)
+    metrics = task.train_microbatch(packed)
+    logits = plain(
+        torch.from_numpy(packed.token_ids),
+        positions_BT=torch.from_numpy(packed.positions),
+        document_ids_BT=torch.from_numpy(packed.document_ids),
+    ).flatten(0, 1)
+    labels, weights = torch.from_numpy(packed.labels).flatten(), torch.from_numpy(packed.loss_weights).flatten()
+    codes = (labels >= first_code)[:, None]
+    of_other_kind = codes != (torch.arange(logits.shape[1]) >= first_code)
+    each = F.cross_entropy(logits.masked_fill(of_other_kind, -torch.inf), labels, reduction="none")
+    expected = (each[weights > 0] * weights[weights > 0]).sum() / weights.sum()
+    expected.backward()
+    assert value(metrics, "loss") == pytest.approx(expected.item(), rel=1e-5)
+    assert value(metrics, "loss_vision") == pytest.approx(each[codes[:, 0] & (weights > 0)].mean().item(), rel=1e-5)
+    for name, parameter in plain.named_parameters():
+        ours = task.model.get_parameter(name).grad / weights.sum()
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_packed_documents_are_documents_one_by_one():
     """Neither packing nor the order of the documents nor padding changes loss or gradients."""
     rendered = documents(0)
