@@ -10,7 +10,7 @@ from document_cases import VISION_SIZE, small_grammar
 
 from rhea.documents import formats
 from rhea.documents.document import Document, Image, Video
-from rhea.documents.grammar import FINE_TUNING
+from rhea.documents.grammar import FINE_TUNING, LossWeights
 from rhea.documents.loader import PackedLoader, PackedLoaderConfig
 from rhea.documents.mixture import Mixture, WeightedSource
 from rhea.documents.packing import Packed
@@ -156,6 +156,39 @@ def test_loss_weights_are_those_of_the_config() -> None:
     assert not GRAMMAR.vocabulary.is_text(learned).all()
     caption_ids = GRAMMAR.text_tokenizer.encode("aaa")
     assert not np.isin(learned, caption_ids).any()
+
+
+class Edits:
+    def document(self, index: int) -> Document:
+        codes = np.random.default_rng([3, index]).integers(0, VISION_SIZE, (2, 4, 5))
+        return formats.editing([Image(codes=codes[0])], "turn", Image(codes=codes[1]))
+
+
+def test_hidden_codes_are_learned_but_not_seen() -> None:
+    def batches(hidden: float) -> list[Packed]:
+        config = PackedLoaderConfig(rows=2, seq_len=200, loss=LossWeights(vision=0.3, prompt=0.1), hidden_codes=hidden)
+        loader = PackedLoader(config, mixture(Edits(), Pictures(0)), GRAMMAR)
+        return [loader.next_batch() for _ in range(12)]
+
+    plain, hidden, always = batches(0.0), batches(0.5), batches(1.0)
+    assert all(same(one, other) for one, other in zip(hidden, batches(0.5), strict=True))
+    vision, shares = GRAMMAR.vocabulary.is_vision, []
+    for seen, changed in zip(plain + plain, hidden + always, strict=True):
+        assert np.array_equal(changed.labels, seen.labels)
+        away = changed.token_ids != seen.token_ids
+        assert (changed.token_ids[away] == GRAMMAR.vocabulary.pad).all()
+        own_weights = np.pad(seen.loss_weights, ((0, 0), (1, 0)))[:, :-1]
+        targets = vision(seen.token_ids) & np.isclose(own_weights, 0.3)
+        assert not (away & ~targets).any()  # texts, sources of edits and structure stay
+        for row in range(2):
+            for document in range(seen.document_ids[row].max() + 1):
+                mine = targets[row] & (seen.document_ids[row] == document)
+                shares.append(away[row][mine].mean())
+    half, whole = np.split(np.array(shares), 2)
+    assert 0.3 < (half > 0).mean() < 0.6
+    assert (whole > 0).mean() > 0.8
+    assert 0.4 < whole.mean() < 0.6
+    assert whole.std() > 0.2  # a share of its own for each document
 
 
 def test_films_and_pictures_are_encoded() -> None:
