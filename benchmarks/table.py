@@ -37,6 +37,8 @@ def shapes_rows() -> list[tuple[str, str, str, str]]:
         ("text to image", "1 object", "one object drawn exactly as told"),
         ("text to image", "2 objects", "two objects"),
         ("text to image", "3 objects", "three objects"),
+        ("text to image, best of 4", "2 objects", "two objects, the best of 4 as the model itself reads them"),
+        ("text to image, best of 4", "3 objects", "three objects, the best of 4"),
         ("text to image", "1 unseen kind", "one object of a kind never seen in training"),
         ("answers", "all types", "questions about a picture answered rightly"),
         ("edits", "all edits", "edits done exactly"),

@@ -31,7 +31,7 @@ def default(
     output: Path = Path("evaluation.json"),
     seed: int = 0,
     side: Annotated[int | None, arg(metavar="PIXELS")] = None,
-    best_of: Annotated[int, arg(metavar="N")] = 1,
+    best_of: Annotated[int, arg(metavar="N")] = 4,
     shard: Shard = None,
     model: ModelOptions = MODEL,
 ) -> None:
@@ -46,7 +46,7 @@ def default(
         output: The report, as JSON; the page is beside it (.html), and what is graded, to go on when interrupted.
         seed: Of scenes, cells and sampling; no training seed, whichever you take.
         side: Of the emoji; by default that of the checkpoint's pictures.
-        best_of: Draw pictures from text N times and keep the one that the model itself reads best.
+        best_of: Also grade pictures from text as the best of N that the model itself reads best; 1 leaves that out.
         shard: Grade only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
     """
     from rhea.evaluation.default import default_task
@@ -66,7 +66,7 @@ def shapes(
     output: Path | None = None,
     seed: int = 0,
     tasks: tuple[str, ...] = (),
-    best_of: Annotated[int, arg(metavar="N")] = 1,
+    best_of: Annotated[int, arg(metavar="N")] = 4,
     shard: Shard = None,
     model: ModelOptions = MODEL,
 ) -> None:
@@ -79,7 +79,7 @@ def shapes(
         output: Also write the report there, as JSON; what is graded is kept beside it, to go on when interrupted.
         seed: Of the scenes and of the sampling; no training seed, whichever you take.
         tasks: Only these, of: "text to image" answers films edits.
-        best_of: Draw pictures from text N times and keep the one that the model itself reads best.
+        best_of: Also grade pictures from text as the best of N that the model itself reads best; 1 leaves that out.
         shard: Grade only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
     """
     from rhea.evaluation.shapes import ShapesBenchmark, ShapesTask

@@ -115,13 +115,13 @@ def default_task(
     limit: int = 200,
     seed: int = 0,
     side: int | None = None,
-    best_of: int = 1,
+    best_of: int = 4,
     progress: Callable[[Progress], None] | None = None,
 ) -> DefaultTask:
     """Return the suite for a model: ``limit`` scenes, cells of each kind and films at most; see the module.
 
     ``emoji``, ``driving``: folders of shards; what is None is left out. ``side``: of the emoji, in pixels.
-    ``best_of``: how many times pictures are drawn from text, for the best to be kept.
+    ``best_of``: pictures from text are also graded as the best of so many.
     """
     if limit < 2:
         raise InputError(f"limit is {limit}; it must be at least 2")

@@ -22,7 +22,7 @@ from rhea.errors import InputError
 from rhea.evaluation.likeness import Judge, Likeness
 from rhea.evaluation.page import Film, Picture
 from rhea.evaluation.report import Figure, files_hash, share
-from rhea.evaluation.task import EVALUATION, Record, best_of, codes_of
+from rhea.evaluation.task import EVALUATION, Record, best_of_option, best_of_title, codes_of
 from rhea.generation.completion import Completion, Prompt
 from rhea.generation.model import Rhea
 from rhea.generation.request import Progress
@@ -31,7 +31,8 @@ from rhea.worlds.emoji.emoji import Cell, Emoji, Language
 from rhea.worlds.emoji.language import Question, keywords, keywords_question, name, name_question
 from rhea.worlds.emoji.source import EmojiSource, EmojiSourceConfig
 
-Group = Literal["drawn", "named"]
+Group = Literal["drawn", "chosen", "named"]
+"""Drawn once; drawn several times and the best chosen by the model itself; named."""
 Kind = Literal["trained", "held out", "absent"]
 KINDS: tuple[Kind, ...] = ("trained", "held out", "absent")
 LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
@@ -51,9 +52,9 @@ class EmojiBenchmark:
     batch: int = 32
     """Requests that run together."""
     kinds: tuple[Kind, ...] = KINDS
-    groups: tuple[Group, ...] = ("drawn", "named")
+    groups: tuple[Group, ...] = ("drawn", "chosen", "named")
     best_of: int = 1
-    """Pictures are drawn so many times, and the one kept that the model itself finds best."""
+    """If more than 1, pictures are drawn so many times as well, and the one graded that the model itself finds best."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class EmojiTask:
         self._likeness = Likeness((emoji.cell, shards.picture(number)) for number, emoji in enumerate(emojis))
         drawn = self._drawn_cases()
         named = [replace(case, group="named") for case in drawn if case.kind != "absent"]
-        asked = [*drawn, *named]
+        chosen = [replace(case, group="chosen") for case in drawn] if config.best_of > 1 else []
+        asked = [*drawn, *chosen, *named]
         self._cases = [case for case in asked if case.kind in config.kinds and case.group in config.groups]
         self._words = {
             language: {each.concept: _parts(*keywords(each, language)) for each in emojis} for language in LANGUAGES
@@ -103,17 +105,17 @@ class EmojiTask:
     def grade(self, indices: Sequence[int]) -> list[Record]:
         """Grade these cases, those of one group together."""
         groups = groupby((self._cases[index] for index in indices), key=lambda case: case.group)
-        graders = {"drawn": self._grade_drawn, "named": self._grade_named}
+        graders = {"drawn": self._grade_drawn, "chosen": self._grade_drawn, "named": self._grade_named}
         return [record for group, cases in groups for record in graders[group](list(cases))]
 
     def figures(self, records: Sequence[Record]) -> list[Figure]:
         """Return what was drawn and named rightly, by kind of cell and language."""
-        found: dict[tuple[str, Kind, Language], list[Record]] = {}
+        found: dict[tuple[Group, Kind, Language], list[Record]] = {}
         for case, record in zip(self._cases, records, strict=True):
             found.setdefault((case.group, case.kind, case.language), []).append(record)
         groups: dict[str, list[Figure]] = {}
         for (group, kind, language), each in found.items():
-            title, said = f"emoji {group}, {kind}", LANGUAGES[language]
+            title, said = self._title(group, kind), LANGUAGES[language]
             if group == "named":
                 groups.setdefault(title, []).extend(self._named_figures(title, said, each))
                 continue
@@ -125,8 +127,8 @@ class EmojiTask:
     def standing(self, index: int, record: Record) -> tuple[str, float]:
         """Return the group that an item is shown in, and how well it was done."""
         case = self._cases[index]
-        score = -record["ranks"][_judges(case)[0]] if case.group == "drawn" else record["exact"] + record["recall"]
-        return f"emoji {case.group}, {case.kind}", float(score)
+        score = record["exact"] + record["recall"] if case.group == "named" else -record["ranks"][_judges(case)[0]]
+        return self._title(case.group, case.kind), float(score)
 
     def show(self, index: int, record: Record) -> tuple[str, list[Picture | Film]]:
         """Return the command that does the same as an item, and its pictures, the true one last."""
@@ -146,7 +148,16 @@ class EmojiTask:
         places = ", ".join(f"place {rank + 1} by the {judge}" for judge, rank in record["ranks"].items())
         shown: list[Picture | Film] = [Picture(pixels=pixels, caption=text, verdict=places)]
         shown.append(Picture(pixels=true, caption="the true one" if case.kind != "absent" else "in another style"))
-        return f'rhea generate "{text}" --size {side}x{side} --seed {case.seed}{best_of(self._config.best_of)}', shown
+        command = f'rhea generate "{text}" --size {side}x{side} --seed {case.seed}'
+        return command + best_of_option(self._drafts(case)), shown
+
+    def _drafts(self, case: _Case) -> int:
+        return self._config.best_of if case.group == "chosen" else 1
+
+    def _title(self, group: Group, kind: Kind) -> str:
+        """Return what figures and samples of a group are called."""
+        drawn = f"drawn{best_of_title(self._config.best_of)}" if group == "chosen" else group
+        return f"emoji {drawn}, {kind}"
 
     def _drawn_cases(self) -> list[_Case]:
         """Choose cells of each kind and ask for each in both languages."""
@@ -180,7 +191,7 @@ class EmojiTask:
     def _grade_drawn(self, cases: Sequence[_Case]) -> list[Record]:
         texts = [self.source.prompt(case.cell, case.language) for case in cases]
         prompts = [
-            self._model.prompts.draw(text, size=self._size, seed=case.seed, best_of=self._config.best_of)
+            self._model.prompts.draw(text, size=self._size, seed=case.seed, best_of=self._drafts(case))
             for text, case in zip(texts, cases, strict=True)
         ]
         codes = [codes_of(completion) for completion in self._complete(prompts)]

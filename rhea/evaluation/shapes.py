@@ -22,7 +22,7 @@ from rhea.errors import InputError
 from rhea.evaluation.page import Film, Picture
 from rhea.evaluation.report import Figure, Report, share
 from rhea.evaluation.runner import run_task
-from rhea.evaluation.task import EVALUATION, Record, best_of, codes_of
+from rhea.evaluation.task import EVALUATION, Record, best_of_option, best_of_title, codes_of
 from rhea.generation.completion import Completer, Completion, Prompt
 from rhea.generation.defaults import GenerationDefaults
 from rhea.generation.model import Rhea
@@ -52,7 +52,7 @@ class ShapesBenchmark:
     """Requests that run together."""
     tasks: tuple[str, ...] = ("text to image", "answers", "films", "edits")
     best_of: int = 1
-    """Pictures from text are drawn so many times, and the one kept that the model itself finds best."""
+    """If more than 1, pictures are drawn so many times as well, and the one graded that the model itself finds best."""
 
 
 class _Bench:
@@ -113,6 +113,8 @@ class _Case:
 class _Section(Protocol):
     """Cases of one group."""
 
+    group: str
+
     def cases(self) -> list[_Case]: ...
     def grade(self, cases: Sequence[_Case]) -> list[Record]: ...
     def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
@@ -145,8 +147,11 @@ class ShapesTask:
         bench = _Bench(model, config, progress)
         self.batch = config.batch
         self.settings = to_dict(config) | {"generation": to_dict(model.defaults)}
-        self._sections = {task: known[task](bench) for task in config.tasks}
-        self._cases = [case for section in self._sections.values() for case in section.cases()]
+        sections = [known[task](bench) for task in config.tasks]
+        if config.best_of > 1 and "text to image" in config.tasks:
+            sections.append(_TextToImage(bench, config.best_of))
+        self._sections = {section.group: section for section in sections}
+        self._cases = [case for section in sections for case in section.cases()]
 
     def __len__(self) -> int:
         return len(self._cases)
@@ -187,10 +192,9 @@ def _share(group: str, name: str, records: Sequence[Record], **unskilled: float)
 class _TextToImage:
     """Exact scenes: every object that the caption names, in the relations that it states, and nothing else."""
 
-    group = "text to image"
-
-    def __init__(self, bench: _Bench) -> None:
-        self.bench = bench
+    def __init__(self, bench: _Bench, best_of: int = 1) -> None:
+        self.bench, self.best_of = bench, best_of
+        self.group = "text to image" + best_of_title(best_of)
 
     def cases(self) -> list[_Case]:
         kinds: list[tuple[str, int, HeldOut]] = [
@@ -219,7 +223,7 @@ class _TextToImage:
                 negative=formats.text_to_image(bench.defaults.negative_prompt) if scale != 1 else None,
                 sampling=bench.sampling(scale),
                 seed=case.seed,
-                best_of=bench.config.best_of,
+                best_of=self.best_of,
             )
             for case in cases
         ]
@@ -242,10 +246,8 @@ class _TextToImage:
         text = case.about[0].text
         pixels = self.bench.codec.decode_picture(np.array(record["codes"]))
         picture = Picture(pixels=pixels, caption=text, verdict=_verdict(record), note=case.name)
-        return (
-            f'rhea generate "{text}" --size {CANVAS}x{CANVAS} --seed {case.seed}{best_of(self.bench.config.best_of)}',
-            [picture],
-        )
+        command = f'rhea generate "{text}" --size {CANVAS}x{CANVAS} --seed {case.seed}'
+        return command + best_of_option(self.best_of), [picture]
 
     def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
         """Chance is how often another scene of the same kind fits a caption: drawing without reading it."""

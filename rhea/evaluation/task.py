@@ -50,6 +50,11 @@ def codes_of(completion: Completion) -> np.ndarray:
     return completion.codes
 
 
-def best_of(drafts: int) -> str:
-    """Return what a command that draws a picture says of how many the best was chosen of."""
+def best_of_title(drafts: int) -> str:
+    """Return what a group of pictures is called after, if each is the best of several."""
+    return f", best of {drafts}" if drafts > 1 else ""
+
+
+def best_of_option(drafts: int) -> str:
+    """Return what a command says that draws such a picture."""
     return f" --best-of {drafts}" if drafts > 1 else ""

@@ -3,6 +3,7 @@
 import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,23 @@ def test_python_ends_though_nobody_closed_it() -> None:
         [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
     )
     assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr
+
+
+def test_the_process_ends_when_the_trainer_is_killed() -> None:
+    program = """
+import multiprocessing, os
+import numpy as np
+from rhea.documents.prefetch import Prefetcher
+class Large:
+    def next_batch(self): return np.zeros(10**6)
+    def state_dict(self): return {}
+ahead = Prefetcher(Large())
+ahead.next_batch()
+print(multiprocessing.active_children()[0].pid, flush=True)
+os._exit(1)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=120)
+    worker, deadline = Path("/proc") / ended.stdout.strip(), time.monotonic() + 60
+    while worker.exists() and "Z" not in (worker / "stat").read_text().split()[2] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not worker.exists() or "Z" in (worker / "stat").read_text().split()[2]

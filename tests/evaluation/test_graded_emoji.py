@@ -73,6 +73,24 @@ def drawer(picture: Callable[[Cell], np.ndarray], twin: int = 0) -> Rhea:
     return model_that(complete)
 
 
+def test_the_best_of_several_is_graded_beside_the_first(folder: Path) -> None:
+    drafts: list[int] = []
+
+    def complete(codec: LosslessCodec, prompt: Prompt) -> Completion:
+        drafts.append(prompt.best_of)
+        return Completion(token_ids=[], codes=codec.encode_pictures([draw(asked(prompt)[0])])[0])
+
+    report = graded(model_that(complete), folder, best_of=3, groups=("drawn", "chosen"), kinds=("trained", "absent"))
+    groups = [
+        "emoji drawn, trained",
+        "emoji drawn, best of 3, trained",
+        "emoji drawn, best of 3, absent, by other styles",
+    ]
+    for group in groups:
+        assert report.figure(group, "top-5, English").value == 1
+    assert drafts.count(1) == drafts.count(3) == len(drafts) / 2
+
+
 @pytest.mark.parametrize("twin", [0, 1])
 def test_who_draws_and_names_rightly_reaches_every_ceiling(folder: Path, twin: int) -> None:
     """Whichever of two equal pictures' names is told."""

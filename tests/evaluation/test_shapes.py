@@ -13,7 +13,7 @@ from rhea.documents.document import Text, Video
 from rhea.errors import InputError
 from rhea.evaluation import shapes
 from rhea.evaluation.report import checkpoint_hash, table
-from rhea.evaluation.shapes import ShapesBenchmark, evaluate_shapes
+from rhea.evaluation.shapes import ShapesBenchmark, ShapesTask, evaluate_shapes
 from rhea.generation.completion import Completion, Prompt
 from rhea.generation.model import Rhea
 from rhea.logging import console
@@ -117,6 +117,23 @@ def test_scenes_are_fresh_for_each_seed_and_the_same_for_one() -> None:
 
         evaluate_shapes(model_that(listen), ShapesBenchmark(scenes=3, seed=seed, tasks=("text to image", "edits")))
     assert asked[0] == asked[1] != asked[2]
+
+
+def test_the_best_of_several_is_graded_beside_the_first() -> None:
+    drafts: list[int] = []
+
+    def listen(codec: LosslessCodec, prompt: Prompt) -> Completion:
+        drafts.append(prompt.best_of)
+        return copy(codec, prompt)
+
+    config = ShapesBenchmark(scenes=3, tasks=("text to image", "edits"), best_of=5)
+    task = ShapesTask(model_that(listen), config)
+    figures = task.figures(task.grade(range(len(task))))
+    groups = [figure.group for figure in figures if figure.name == "3 objects"]
+    assert groups == ["text to image", "text to image, best of 5"]
+    assert [drafts.count(number) for number in (1, 5)] == [len(task) - 15, 15]
+    command, _ = task.show(len(task) - 1, {"codes": [[0]], "right": True, "ceiling": True, "fits others": 0})
+    assert command.endswith(" --best-of 5")
 
 
 def test_a_real_model_gives_a_report_that_can_be_shown_and_written() -> None:
