@@ -134,8 +134,13 @@ def rich_model() -> RichModelRecipe:
         text_vocab_size=4096,
         text_documents=16_000,
         data=RichDataConfig(shapes=recipe.data),
-        loader=replace(recipe.loader, loss=LossWeights(text=2.0, vision=0.5, structure=0.1, prompt=0.05)),
-        task=recipe.task,
+        loader=replace(
+            recipe.loader,
+            loss=LossWeights(text=2.0, vision=0.5, structure=0.1, prompt=0.05),
+            hidden_codes=0.7,
+            remembered_pictures=20_000,
+        ),
+        task=replace(recipe.task, loss_over="kind"),
         trainer=replace(
             recipe.trainer,
             total_steps=steps,
