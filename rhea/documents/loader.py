@@ -19,8 +19,8 @@ from rhea.documents.packing import Packed, cut, first_fit, stack_rows
 from rhea.documents.remember import RememberingCodec
 from rhea.errors import InputError
 
-_HIDING = 6
-"""Last word of the seeds of what is hidden, so that they are no other draw's."""
+_DROPOUT = 6
+"""Last word of the seeds of what is not seen, so that they are no other draw's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class PackedLoaderConfig:
     """What to do with a document longer than a row: "drop" counts it, "cut" cuts it wherever that cuts no image."""
     group: int = 32
     """How many documents are made and encoded together."""
-    hidden_codes: float = 0.0
-    """In this share of the documents, a random part of the codes to be learned is hidden from the model's own eyes: it
+    code_dropout: float = 0.0
+    """In this share of the documents the model does not see a random part of the codes that it learns to predict: it
     must tell them from the text and not only from the codes before them (word dropout, arXiv:1511.06349, section 3.1).
     Without, a model that knows its pictures by heart still draws any of them, whatever the text says."""
     remembered_pictures: int = 0
@@ -59,8 +59,10 @@ class PackedLoader:
     ) -> None:
         if min(config.rows, config.group) < 1 or config.seq_len < 2:
             raise InputError(f"a loader needs rows and group of 1 or more and seq_len of 2 or more, got {config}")
-        if not 0 <= config.hidden_codes <= 1:
-            raise InputError(f"hidden_codes is a share of the documents, from 0 to 1, got {config.hidden_codes}")
+        if not 0 <= config.code_dropout <= 1:
+            raise InputError(f"code_dropout is a share of the documents, from 0 to 1, got {config.code_dropout}")
+        if config.code_dropout and config.loss.prompt >= 1:
+            raise InputError("code_dropout tells targets by their weight: it needs a loss.prompt below 1")
         if config.remembered_pictures < 0:
             raise InputError(f"remembered_pictures must be 0 or more, got {config.remembered_pictures}")
         if config.too_long not in ("raise", "drop", "cut"):
@@ -87,8 +89,8 @@ class PackedLoader:
             self.grammar.vocabulary.pad,
             [[entry.name for entry in row] for row in rows],
         )
-        if self.config.hidden_codes:
-            self._hide(packed, [[entry.number for entry in row] for row in rows])
+        if self.config.code_dropout:
+            self._drop_codes(packed, [[entry.number for entry in row] for row in rows])
         return packed
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,18 +131,18 @@ class PackedLoader:
     def _settings(self) -> int:
         config = self.config
         described: tuple[Any, ...] = (self.mixture.settings, config.seq_len, config.group, config.too_long)
-        described += (astuple(config.loss), *([config.hidden_codes] if config.hidden_codes else []))
+        described += (astuple(config.loss), *([config.code_dropout] if config.code_dropout else []))
         return zlib.crc32(repr(described).encode())
 
-    def _hide(self, packed: Packed, numbers: list[list[int]]) -> None:
-        """Put padding, whose embedding is zero, in the place of codes that weigh as targets; labels keep them."""
+    def _drop_codes(self, packed: Packed, numbers: list[list[int]]) -> None:
+        """Put padding, which stands for an unseen code, in the place of codes that weigh as targets; labels stay."""
         vocabulary, weights_RT = self.grammar.vocabulary, np.zeros_like(packed.loss_weights)
         weights_RT[:, 1:] = packed.loss_weights[:, :-1]
         targets_RT = vocabulary.is_vision(packed.token_ids) & (weights_RT >= max(self.config.loss.vision, 1e-9))
         for row, documents in enumerate(numbers):
             for place, number in enumerate(documents):
-                rng = np.random.default_rng([number, _HIDING])
-                if rng.random() < self.config.hidden_codes:
+                rng = np.random.default_rng([self.mixture.seed, number, _DROPOUT])
+                if rng.random() < self.config.code_dropout:
                     chosen = (packed.document_ids[row] == place) & targets_RT[row]
                     chosen &= rng.random(len(chosen)) < rng.random()
                     packed.token_ids[row, chosen] = vocabulary.pad

@@ -6,12 +6,11 @@ for the interpreter while the loader holds it (a third of a small model's speed)
 """
 
 import atexit
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -56,7 +55,7 @@ class Prefetcher:
                 prefetch_factor=self.depth,
                 collate_fn=_unchanged,
                 generator=torch.Generator(),  # else it draws from the training's, once more after every resume
-                worker_init_fn=partial(_live_as_long_as, os.getpid()),
+                worker_init_fn=_live_as_long_as_the_trainer,
             )
             self._ready = iter(batches)
             atexit.register(self._end)  # else Python waits at its end for a process that outlives its signal
@@ -88,16 +87,17 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _live_as_long_as(trainer: int, _: int) -> None:
+def _live_as_long_as_the_trainer(_: int) -> None:
     """Leave SIGTERM, which schedulers send to every process, to the trainer: it saves and then ends this one.
 
     If it dies without, this process ends too; else it would wait for ever, with batches that nobody takes.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    trainer = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == trainer:
-            time.sleep(1)
-        os._exit(1)
+        if trainer is not None:
+            trainer.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

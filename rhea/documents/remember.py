@@ -25,11 +25,11 @@ class RememberingCodec:
         if unknown:
             known |= zip(unknown, self.codec.encode_pictures(list(unknown.values())), strict=True)
         for key in keys:
-            self._codes[key] = known[key]
+            self._codes[key] = known[key].astype(np.int32)
             self._codes.move_to_end(key)
         while len(self._codes) > self.pictures:
             self._codes.popitem(last=False)
-        return [known[key].copy() for key in keys]
+        return [known[key].astype(np.int64) for key in keys]
 
     def encode_film(self, frames: np.ndarray) -> np.ndarray:
         """Encode a film."""

@@ -75,6 +75,8 @@ class EmojiTask:
 
     def __init__(self, model: Rhea, config: EmojiBenchmark, progress: Callable[[Progress], None] | None = None) -> None:
         """Index the shards and compute the features of all pictures; ``progress`` is told of every step."""
+        if config.best_of < 1:
+            raise InputError(f"best_of is {config.best_of}; it must be at least 1")
         if config.cells < 1:
             raise InputError(f"cells is {config.cells}; it must be at least 1")
         side = config.side or model.defaults.height
@@ -149,9 +151,9 @@ class EmojiTask:
         shown: list[Picture | Film] = [Picture(pixels=pixels, caption=text, verdict=places)]
         shown.append(Picture(pixels=true, caption="the true one" if case.kind != "absent" else "in another style"))
         command = f'rhea generate "{text}" --size {side}x{side} --seed {case.seed}'
-        return command + best_of_option(self._drafts(case)), shown
+        return command + best_of_option(self._candidates(case)), shown
 
-    def _drafts(self, case: _Case) -> int:
+    def _candidates(self, case: _Case) -> int:
         return self._config.best_of if case.group == "chosen" else 1
 
     def _title(self, group: Group, kind: Kind) -> str:
@@ -191,7 +193,7 @@ class EmojiTask:
     def _grade_drawn(self, cases: Sequence[_Case]) -> list[Record]:
         texts = [self.source.prompt(case.cell, case.language) for case in cases]
         prompts = [
-            self._model.prompts.draw(text, size=self._size, seed=case.seed, best_of=self._drafts(case))
+            self._model.prompts.draw(text, size=self._size, seed=case.seed, best_of=self._candidates(case))
             for text, case in zip(texts, cases, strict=True)
         ]
         codes = [codes_of(completion) for completion in self._complete(prompts)]

@@ -133,6 +133,8 @@ class ShapesTask:
         self, model: Rhea, config: ShapesBenchmark, progress: Callable[[Progress], None] | None = None
     ) -> None:
         """``progress`` is told of every step of each batch."""
+        if config.best_of < 1:
+            raise InputError(f"best_of is {config.best_of}; it must be at least 1")
         if config.scenes < 2:
             raise InputError(f"scenes is {config.scenes}; it must be at least 2")
         known: dict[str, Callable[[_Bench], _Section]] = {

@@ -50,11 +50,11 @@ def codes_of(completion: Completion) -> np.ndarray:
     return completion.codes
 
 
-def best_of_title(drafts: int) -> str:
+def best_of_title(candidates: int) -> str:
     """Return what a group of pictures is called after, if each is the best of several."""
-    return f", best of {drafts}" if drafts > 1 else ""
+    return f", best of {candidates}" if candidates > 1 else ""
 
 
-def best_of_option(drafts: int) -> str:
+def best_of_option(candidates: int) -> str:
     """Return what a command says that draws such a picture."""
-    return f" --best-of {drafts}" if drafts > 1 else ""
+    return f" --best-of {candidates}" if candidates > 1 else ""

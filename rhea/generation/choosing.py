@@ -33,7 +33,7 @@ def agreements(
 
 @torch.inference_mode()
 def log_likelihoods(transformer: Transformer, grammar: Grammar, documents: Sequence[Document]) -> list[float]:
-    """Return log p(targets | prompt) of documents that hold codes; each token among its kind, as the grammar has it."""
+    """Return log p(targets | prompt) of documents that hold codes; each token among its kind, told by the grammar."""
     rendered = [grammar.render(document, FINE_TUNING) for document in documents]
     longest = max((len(each.token_ids) for each in rendered), default=1)
     rows, found = max(1, _TOKENS_AT_ONCE // longest), list[float]()
@@ -56,6 +56,7 @@ def _sums(transformer: Transformer, first_code: int, ids_RT: np.ndarray, targets
         rows, places = np.nonzero(targets_RT & of_kind_RT)
         for start in range(0, len(rows), _ROWS_OF_LOGITS):
             row, place = rows[start : start + _ROWS_OF_LOGITS], places[start : start + _ROWS_OF_LOGITS]
-            laws = transformer.logits(hidden_RTD[row, place - 1], low, high).log_softmax(-1).cpu().numpy()
-            np.add.at(sums, row, laws[np.arange(len(row)), ids_RT[row, place] - low])
+            log_probs = transformer.logits(hidden_RTD[row, place - 1], low, high).log_softmax(-1)
+            labels = torch.from_numpy(ids_RT[row, place] - low).to(device)
+            np.add.at(sums, row, log_probs.gather(1, labels[:, None])[:, 0].cpu().numpy())
     return sums.tolist()

@@ -57,7 +57,7 @@ class Prompt:
         segments = self.document.segments
         return segments[0].text if len(segments) == 1 and isinstance(segments[0], Text) else None
 
-    def drafts(self) -> list["Prompt"]:
+    def candidates(self) -> list["Prompt"]:
         """Return a prompt for each of the pictures that the best is chosen of, as if they were samples of their own."""
         first = self.sample_index * self.best_of
         return [replace(self, best_of=1, sample_index=first + number) for number in range(self.best_of)]
@@ -108,9 +108,7 @@ class Completer:
         if any(prompt.best_of > 1 for prompt in prompts):
             if preview is not None:
                 raise InputError("with best_of there are no previews: which picture is kept is known at the end")
-            drafts = [draft for prompt in prompts for draft in prompt.drafts()]
-            made = iter(self.complete(drafts, max_requests=max_requests, progress=progress, zipar=zipar))
-            return [self._best(prompt, [next(made) for _ in range(prompt.best_of)]) for prompt in prompts]
+            return self._best(prompts, max_requests, progress, zipar)
         requests = self.requests(prompts)
         followers, pixels = dict[int, Follower](), dict[int, np.ndarray]()
         if preview is not None:
@@ -145,16 +143,32 @@ class Completer:
             for number, (prompt, request, token_ids) in enumerate(zip(prompts, requests, written, strict=True))
         ]
 
-    def _best(self, prompt: Prompt, drawn: list[Completion]) -> Completion:
-        """Return the draft that agrees best with a prompt's text."""
-        if len(drawn) == 1:
-            return drawn[0]
-        grids = [each.codes for each in drawn if each.codes is not None]
-        found = agreements(self.transformer, self.grammar, [prompt.text or ""] * len(drawn), grids)
-        return drawn[int(np.argmax(found))]
+    def _best(
+        self,
+        prompts: Sequence[Prompt],
+        max_requests: int,
+        progress: Callable[[Progress], None] | None,
+        zipar: int | None,
+    ) -> list[Completion]:
+        """Complete prompts of which some want the best of several candidates."""
+        asked = [candidate for prompt in prompts for candidate in prompt.candidates()]
+        made = self.complete(asked, max_requests=max_requests, progress=progress, zipar=zipar)
+        owners = [number for number, prompt in enumerate(prompts) for _ in range(prompt.best_of)]
+        judged = [index for index, owner in enumerate(owners) if prompts[owner].best_of > 1]
+        texts = [asked[index].text or "" for index in judged]
+        grids = [codes for index in judged if (codes := made[index].codes) is not None]
+        found = dict.fromkeys(range(len(made)), 0.0)
+        found |= zip(judged, agreements(self.transformer, self.grammar, texts, grids), strict=True)
+        best: dict[int, int] = {}
+        for index, owner in enumerate(owners):
+            if owner not in best or found[index] > found[best[owner]]:
+                best[owner] = index
+        return [made[best[number]] for number in range(len(prompts))]
 
     def requests(self, prompts: Sequence[Prompt]) -> list[Request]:
         """Write each prompt as the engine takes it; pixels of all prompts are encoded together."""
+        if any(prompt.best_of > 1 for prompt in prompts):
+            raise InputError("one request draws one picture: only complete() chooses the best of several")
         documents = self._encoded([prompt.document for prompt in prompts])
         negatives = iter(self._encoded([prompt.negative for prompt in prompts if prompt.negative is not None]))
         return [

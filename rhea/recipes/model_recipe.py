@@ -160,18 +160,26 @@ class ModelRecipe(ABC):
 
 def _start(paths: Sequence[str]) -> Checkpoint | None:
     """Load a checkpoint, or the first of several with their mean weights; InputError if those are not alike."""
-    checkpoints = [load_checkpoint(path, dtype=torch.float32) for path in paths]
+    checkpoints = [load_checkpoint(path, dtype=torch.float32) for path in paths if path]
     if len(checkpoints) < 2:
         return checkpoints[0] if checkpoints else None
     transformers = [each.transformer for each in checkpoints if each.transformer is not None]
-    words = {Path(path, "tokenizer.json").read_bytes() for path in paths}
-    if len(transformers) < len(paths) or len({each.config for each in transformers}) > 1 or len(words) > 1:
+    first, alike = checkpoints[0], len(transformers) == len(checkpoints)
+    for other in checkpoints[1:]:
+        alike &= (other.config.transformer, other.vocabulary) == (first.config.transformer, first.vocabulary)
+        alike &= _spelling(other) == _spelling(first)
+    if not alike:
         raise InputError(f"a mean is taken of transformers of the same sizes and text tokenizer: {', '.join(paths)}")
     states = [each.state_dict() for each in transformers]
-    transformers[0].load_state_dict(
-        {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-    )
-    return checkpoints[0]
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    transformers[0].load_state_dict(mean)
+    return first
+
+
+def _spelling(checkpoint: Checkpoint) -> list[str]:
+    """Return the text of every text token."""
+    tokenizer = checkpoint.text_tokenizer
+    return [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)] if tokenizer is not None else []
 
 
 def _sampler(about: About, grammar: Grammar, codec: VisionCodec) -> Sampler:

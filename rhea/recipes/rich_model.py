@@ -137,8 +137,8 @@ def rich_model() -> RichModelRecipe:
         loader=replace(
             recipe.loader,
             loss=LossWeights(text=2.0, vision=0.5, structure=0.1, prompt=0.05),
-            hidden_codes=0.7,
-            remembered_pictures=20_000,
+            code_dropout=0.7,
+            remembered_pictures=100_000,
         ),
         task=replace(recipe.task, loss_over="kind"),
         trainer=replace(

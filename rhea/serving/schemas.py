@@ -117,7 +117,7 @@ class _Pictures(_Sampled):
     partial_images: Annotated[int | None, Field(ge=0, le=3)] = None
 
     def _refused(self) -> dict[str, tuple[Any, ...]]:
-        return {"background": ("auto", "opaque"), "mask": ()}
+        return {"background": ("auto", "opaque"), "mask": (), "best_of": (1,)}
 
     @model_validator(mode="after")
     def _one_stream(self) -> "_Pictures":

@@ -41,8 +41,8 @@ class NextTokenTaskConfig:
     """Tokens whose logits exist at the same time."""
     loss_over: Literal["vocabulary", "kind"] = "vocabulary"
     """What a token is told apart from: every other one, as Emu3 does, or those of its kind, visual codes or all others.
-    The grammar tells the kind when the model writes, so nothing is lost, and half the head's work where the kinds are
-    equally many."""
+    The grammar tells the kind when this model writes, so nothing is lost and half the head's work saved where the kinds
+    are equally many; whoever writes without a grammar needs "vocabulary"."""
     ema_decay: float | None = None
     """Decay of the weight average used for samples and export; None keeps none."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -156,10 +156,8 @@ class NextTokenTask:
             return weighted_cross_entropy(hidden_ND, head, labels_N, weights_N, chunk=chunk, z_loss=z_loss)
         first_code, codes_N = self.vocabulary.vision.start, labels_N >= self.vocabulary.vision.start
         total, nll_N = hidden_ND.new_zeros((), dtype=torch.float32), weights_N.new_zeros(len(labels_N))
-        for rows, of_kind_KD, first in (
-            (codes_N, head[first_code:], first_code),
-            (~codes_N, head[:first_code], 0),
-        ):
+        others_KD, vision_KD = head.split([first_code, len(head) - first_code])
+        for rows, of_kind_KD, first in ((codes_N, vision_KD, first_code), (~codes_N, others_KD, 0)):
             chosen = (rows & (weights_N > 0)).nonzero().flatten()
             loss, nll = weighted_cross_entropy(
                 hidden_ND[chosen], of_kind_KD, labels_N[chosen] - first, weights_N[chosen], chunk=chunk, z_loss=z_loss

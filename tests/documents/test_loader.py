@@ -74,7 +74,8 @@ def same(one: Packed, other: Packed) -> bool:
 @pytest.mark.parametrize("too_long", ["drop", "cut"])
 @pytest.mark.parametrize("pixels", [False, True])
 def test_resumed_equals_uninterrupted_after_every_batch(too_long: Any, pixels: bool) -> None:
-    config = PackedLoaderConfig(rows=2, seq_len=60, group=5, too_long=too_long)
+    loss = LossWeights(prompt=0.5)
+    config = PackedLoaderConfig(rows=2, seq_len=60, group=5, too_long=too_long, loss=loss, code_dropout=0.5)
 
     def loader() -> PackedLoader:
         mixed = mixture(Pictures(0, largest=9, pixels=pixels), Words(20))
@@ -164,9 +165,9 @@ class Edits:
         return formats.editing([Image(codes=codes[0])], "turn", Image(codes=codes[1]))
 
 
-def test_hidden_codes_are_learned_but_not_seen() -> None:
+def test_code_dropout_are_learned_but_not_seen() -> None:
     def batches(hidden: float) -> list[Packed]:
-        config = PackedLoaderConfig(rows=2, seq_len=200, loss=LossWeights(vision=0.3, prompt=0.1), hidden_codes=hidden)
+        config = PackedLoaderConfig(rows=2, seq_len=200, loss=LossWeights(vision=0.3, prompt=0.1), code_dropout=hidden)
         loader = PackedLoader(config, mixture(Edits(), Pictures(0)), GRAMMAR)
         return [loader.next_batch() for _ in range(12)]
 
@@ -189,6 +190,8 @@ def test_hidden_codes_are_learned_but_not_seen() -> None:
     assert (whole > 0).mean() > 0.8
     assert 0.4 < whole.mean() < 0.6
     assert whole.std() > 0.2  # a share of its own for each document
+    with pytest.raises(InputError, match=r"loss\.prompt below 1"):
+        PackedLoader(PackedLoaderConfig(rows=1, seq_len=9, code_dropout=0.5), mixture(Edits()), GRAMMAR)
 
 
 def test_films_and_pictures_are_encoded() -> None:

@@ -74,10 +74,10 @@ def drawer(picture: Callable[[Cell], np.ndarray], twin: int = 0) -> Rhea:
 
 
 def test_the_best_of_several_is_graded_beside_the_first(folder: Path) -> None:
-    drafts: list[int] = []
+    candidates: list[int] = []
 
     def complete(codec: LosslessCodec, prompt: Prompt) -> Completion:
-        drafts.append(prompt.best_of)
+        candidates.append(prompt.best_of)
         return Completion(token_ids=[], codes=codec.encode_pictures([draw(asked(prompt)[0])])[0])
 
     report = graded(model_that(complete), folder, best_of=3, groups=("drawn", "chosen"), kinds=("trained", "absent"))
@@ -88,7 +88,7 @@ def test_the_best_of_several_is_graded_beside_the_first(folder: Path) -> None:
     ]
     for group in groups:
         assert report.figure(group, "top-5, English").value == 1
-    assert drafts.count(1) == drafts.count(3) == len(drafts) / 2
+    assert candidates.count(1) == candidates.count(3) == len(candidates) / 2
 
 
 @pytest.mark.parametrize("twin", [0, 1])

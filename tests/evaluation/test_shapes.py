@@ -120,10 +120,10 @@ def test_scenes_are_fresh_for_each_seed_and_the_same_for_one() -> None:
 
 
 def test_the_best_of_several_is_graded_beside_the_first() -> None:
-    drafts: list[int] = []
+    candidates: list[int] = []
 
     def listen(codec: LosslessCodec, prompt: Prompt) -> Completion:
-        drafts.append(prompt.best_of)
+        candidates.append(prompt.best_of)
         return copy(codec, prompt)
 
     config = ShapesBenchmark(scenes=3, tasks=("text to image", "edits"), best_of=5)
@@ -131,7 +131,7 @@ def test_the_best_of_several_is_graded_beside_the_first() -> None:
     figures = task.figures(task.grade(range(len(task))))
     groups = [figure.group for figure in figures if figure.name == "3 objects"]
     assert groups == ["text to image", "text to image, best of 5"]
-    assert [drafts.count(number) for number in (1, 5)] == [len(task) - 15, 15]
+    assert [candidates.count(number) for number in (1, 5)] == [len(task) - 15, 15]
     command, _ = task.show(len(task) - 1, {"codes": [[0]], "right": True, "ceiling": True, "fits others": 0})
     assert command.endswith(" --best-of 5")
 

@@ -9,6 +9,7 @@ from rhea.documents import formats
 from rhea.documents.document import Image
 from rhea.documents.grammar import FINE_TUNING
 from rhea.errors import InputError
+from rhea.generation import choosing
 from rhea.generation.choosing import agreements, log_likelihoods
 from rhea.generation.loading import load_model
 from rhea.generation.model import Rhea
@@ -19,7 +20,12 @@ def model() -> Rhea:
     return Rhea(tiny_checkpoint())
 
 
-def test_likelihoods_are_those_of_each_token_among_its_kind(model: Rhea) -> None:
+@pytest.mark.parametrize("at_once", [(8192, 1024), (30, 3)], ids=str)
+def test_likelihoods_are_those_of_each_token_among_its_kind(
+    model: Rhea, monkeypatch: pytest.MonkeyPatch, at_once: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(choosing, "_TOKENS_AT_ONCE", at_once[0])
+    monkeypatch.setattr(choosing, "_ROWS_OF_LOGITS", at_once[1])
     completer, random = model.completer, np.random.default_rng(0)
     codes = [random.integers(0, 32, shape) for shape in ((3, 2), (2, 5))]
     documents = [
@@ -42,14 +48,28 @@ def test_likelihoods_are_those_of_each_token_among_its_kind(model: Rhea) -> None
     assert log_likelihoods(completer.transformer, completer.grammar, documents[1:]) == pytest.approx(together[1:])
 
 
-def test_of_all_drafts_the_one_that_agrees_best_is_kept(model: Rhea) -> None:
-    drafts = model.generate("a red star", samples=6, seed=3)
+def test_of_all_candidates_the_one_that_agrees_best_is_kept(model: Rhea) -> None:
+    candidates = model.generate("a red star", samples=6, seed=3)
     completer = model.completer
-    found = agreements(completer.transformer, completer.grammar, ["a red star"] * 6, [draft.codes for draft in drafts])
+    found = agreements(
+        completer.transformer, completer.grammar, ["a red star"] * 6, [candidate.codes for candidate in candidates]
+    )
     best = model.generate("a red star", samples=2, seed=3, best_of=3)
     chosen = [int(np.argmax(found[:3])), 3 + int(np.argmax(found[3:]))]
-    assert [each.token_ids for each in best] == [drafts[index].token_ids for index in chosen]
+    assert [each.token_ids for each in best] == [candidates[index].token_ids for index in chosen]
     assert [each.sample_index for each in best] == [0, 1]
+
+
+def test_some_of_the_prompts_may_want_the_best(model: Rhea) -> None:
+    write = model.prompts.draw
+    prompts = [write("a ring", seed=1), write("a star", seed=2, best_of=3), write("a ring", seed=1, guidance_scale=1.0)]
+    question = model.prompts.answer(None, [("what?", None)])
+    found = model.completer.complete([*prompts, question], max_requests=2)
+    best = model.generate("a star", seed=2, best_of=3, zipar=3)[0]  # as wide as the picture, so nothing is lost
+    assert found[1].token_ids == best.token_ids
+    for place in (0, 2):
+        assert found[place].token_ids == model.completer.complete([prompts[place]])[0].token_ids
+    assert found[3].text == model.completer.complete([question])[0].text
 
 
 def test_a_trained_model_tells_which_picture_goes_with_which_text() -> None:
@@ -69,5 +89,7 @@ def test_what_cannot_be_chosen_is_refused(model: Rhea) -> None:
         model.generate("a star", best_of=0)
     with pytest.raises(InputError, match="pictures from text"):
         model.generate("a star", video=True, best_of=2)
+    with pytest.raises(InputError, match="one request draws one picture"):
+        model.completer.requests([model.prompts.draw("a star", best_of=2)])
     with pytest.raises(InputError, match="no previews"):
         model.generate("a star", best_of=2, preview=lambda number, seen: None)
