@@ -72,7 +72,8 @@ def panel(title: str, points: Sequence[dict[str, Any]], left: int) -> str:
 
     ceiling = float(np.mean([each["measured"][title]["ceiling"] for each in points]))
     parts = [
-        text(left + MARGIN, 20, f"{title}, by guidance scale"),
+        text(left + MARGIN, 20, title),
+        text(left + WIDTH / 2, HEIGHT - 10, "guidance scale", 'text-anchor="middle"'),
         line([(scale, 0) for scale in scales], 'stroke="#888"'),
     ]
     parts += [line([(scale, ceiling) for scale in scales], 'stroke="#888" stroke-dasharray="4"')]
