@@ -166,8 +166,8 @@ def _start(paths: Sequence[str]) -> Checkpoint | None:
     transformers = [each.transformer for each in checkpoints if each.transformer is not None]
     first, alike = checkpoints[0], len(transformers) == len(checkpoints)
     for other in checkpoints[1:]:
-        alike &= (other.config.transformer, other.vocabulary) == (first.config.transformer, first.vocabulary)
-        alike &= _spelling(other) == _spelling(first)
+        alike &= other.config.transformer == first.config.transformer
+        alike &= other.config.vocabulary == first.config.vocabulary and _spelling(other) == _spelling(first)
     if not alike:
         raise InputError(f"a mean is taken of transformers of the same sizes and text tokenizer: {', '.join(paths)}")
     states = [each.state_dict() for each in transformers]

@@ -115,8 +115,11 @@ def test_runs_beside_one_another_go_on_from_their_mean(debug_run: Path, tmp_path
     expected = first.transformer.norm.weight.float() + 0.5
     torch.testing.assert_close(mean.transformer.norm.weight, expected, rtol=0, atol=0.01)
     torch.testing.assert_close(mean.transformer.lm_head.weight, first.transformer.lm_head.weight.float())
-    words = tmp_path / "other" / "tokenizer.json"
-    words.write_text(words.read_text() + "\n")
+    file = tmp_path / "other" / "tokenizer.json"
+    words = json.loads(file.read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(words))
     with pytest.raises(InputError, match="same sizes and text tokenizer"):
         _start(paths)
 
