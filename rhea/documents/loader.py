@@ -70,7 +70,7 @@ class PackedLoader:
         self.config = config
         self.mixture = mixture
         self.grammar = grammar
-        remembered = config.remembered_pictures
+        self._codec, remembered = codec, config.remembered_pictures
         self.codec = RememberingCodec(codec, remembered) if codec is not None and remembered else codec
         self.dropped = 0
         """How many documents were left out because they are longer than a row."""
@@ -79,6 +79,16 @@ class PackedLoader:
         self._next = 0
         self._counts = [0] * len(mixture.sources)
         self._counts_before: dict[int, list[int]] = {}  # first number of a group in the buffer -> counts before it
+        self._part, self._parts = 0, 1
+
+    def part(self, number: int, parts: int) -> "PackedLoader":
+        """Return a new loader of every ``parts``-th group, beginning with number ``number``.
+
+        Together the parts make each document once.
+        """
+        loader = PackedLoader(self.config, self.mixture, self.grammar, self._codec)
+        loader._part, loader._parts = number, parts
+        return loader
 
     def next_batch(self) -> Packed:
         """Return the next ``rows`` rows of ``seq_len`` tokens."""
@@ -162,6 +172,8 @@ class PackedLoader:
         """Make groups until the buffer holds two rows' worth of tokens and a group's worth of documents."""
         fruitless = 0
         while self._waiting_tokens < 2 * self.config.seq_len or len(self._waiting) < self.config.group:
+            while self._next // self.config.group % self._parts != self._part:
+                self._make_group(needed=False)
             before = len(self._waiting)
             self._make_group(needed=True)
             fruitless = fruitless + self.config.group if len(self._waiting) == before else 0

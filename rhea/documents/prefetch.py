@@ -1,8 +1,9 @@
-"""The next batches made in a process beside the training step; resuming stays exact.
+"""The next batches made in processes beside the training step; resuming stays exact.
 
-Every batch carries the loader's state after it, so the state that is saved is that of the last batch handed out,
-whatever has been made ahead. A process and not a thread: the step calls thousands of small kernels, and each would wait
-for the interpreter while the loader holds it (a third of a small model's speed).
+Every batch carries its loader's state after it, so the state that is saved is that of the last batches handed out,
+whatever has been made ahead. Several processes share the documents and take turns. Processes and not threads: the step
+calls thousands of small kernels, and each would wait for the interpreter while the loader holds it (a third of a small
+model's speed).
 """
 
 import atexit
@@ -11,10 +12,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from rhea.errors import InputError
 
 
 class Loader(Protocol):
@@ -27,12 +30,29 @@ class Loader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Prefetcher:
-    """A loader that keeps up to ``depth`` batches of another one ready; leave its ``with`` block to end the process."""
+@runtime_checkable
+class DivisibleLoader(Loader, Protocol):
+    """What several processes can make ahead."""
 
-    def __init__(self, loader: Loader, depth: int = 4) -> None:
-        self.loader, self.depth = loader, depth
-        self._state = loader.state_dict()
+    def part(self, number: int, parts: int) -> Loader: ...
+
+
+class Prefetcher:
+    """A loader that keeps up to ``depth`` batches of another one ready in each of ``workers`` processes.
+
+    Leave its ``with`` block to end them. The order of the batches depends on how many there are.
+    """
+
+    def __init__(self, loader: Loader | DivisibleLoader, depth: int = 4, workers: int = 1) -> None:
+        if workers < 1:
+            raise InputError(f"a loader needs 1 or more workers, not {workers}")
+        self.depth = depth
+        if workers == 1:
+            self._parts: list[Loader] = [loader]
+        else:
+            assert isinstance(loader, DivisibleLoader)
+            self._parts = [loader.part(number, workers) for number in range(workers)]
+        self._states, self._turn = [part.state_dict() for part in self._parts], 0
         self._ready: Iterator[tuple[Any, dict[str, Any]]] | None = None
 
     def __enter__(self) -> "Prefetcher":
@@ -49,9 +69,9 @@ class Prefetcher:
         """Return the next batch; an error of the loader is raised here."""
         if self._ready is None:
             batches = DataLoader(
-                _Stream(self.loader),
+                _Stream(self._parts[self._turn :] + self._parts[: self._turn]),
                 batch_size=None,
-                num_workers=1,
+                num_workers=len(self._parts),
                 prefetch_factor=self.depth,
                 collate_fn=_unchanged,
                 generator=torch.Generator(),  # else it draws from the training's, once more after every resume
@@ -59,28 +79,38 @@ class Prefetcher:
             )
             self._ready = iter(batches)
             atexit.register(self._end)  # else Python waits at its end for a process that outlives its signal
-        batch, self._state = next(self._ready)
+        batch, self._states[self._turn] = next(self._ready)
+        self._turn = (self._turn + 1) % len(self._parts)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch that ``next_batch`` returned."""
-        return self._state
+        return self._states[0] if len(self._parts) == 1 else {"workers": list(self._states), "turn": self._turn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; only before the first batch is asked for."""
-        assert self._ready is None, "the process has already run ahead"
-        self.loader.load_state_dict(state)
-        self._state = state
+        """Go on from a saved state of as many workers, else InputError; only before the first batch is asked for."""
+        assert self._ready is None, "the processes have already run ahead"
+        states = state.get("workers", [state])
+        if len(states) != len(self._parts):
+            raise InputError(f"these batches come from {len(states)} workers: it cannot go on with {len(self._parts)}")
+        for part, own in zip(self._parts, states, strict=True):
+            part.load_state_dict(own)
+        self._states, self._turn = list(states), state.get("turn", 0)
 
 
 class _Stream(IterableDataset[tuple[Any, dict[str, Any]]]):
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    """Each process's batches, with the states after them."""
+
+    def __init__(self, loaders: list[Loader]) -> None:
+        self.loaders = loaders
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        worker = get_worker_info()
+        assert worker is not None
+        loader = self.loaders[worker.id]
         while True:
-            batch = self.loader.next_batch()
-            yield batch, self.loader.state_dict()
+            batch = loader.next_batch()
+            yield batch, loader.state_dict()
 
 
 def _unchanged(item: Any) -> Any:

@@ -75,6 +75,9 @@ class ModelRecipe(ABC):
     text_documents: int
     """How many documents the text tokenizer is trained on."""
     loader: PackedLoaderConfig
+    loader_workers: int = 1
+    """Processes that make documents and code their pictures. One keeps up with a small model on one core; a GPU is kept
+    waiting by less than a process for each core. A run goes on with as many as it began with."""
     task: NextTokenTaskConfig
     trainer: TrainerConfig
     generation: dict[str, Any]
@@ -123,7 +126,7 @@ class ModelRecipe(ABC):
             Vocabulary(vocabulary),
             sampler=_sampler(about, grammar, codec),
         )
-        with Prefetcher(PackedLoader(self.loader, mixture, grammar, codec)) as loader:
+        with Prefetcher(PackedLoader(self.loader, mixture, grammar, codec), workers=self.loader_workers) as loader:
             complete = Trainer(self.trainer, task, loader, folder).train()
         with task.export() as trained:
             checkpoint = self._checkpoint(trained, vision_tokenizer, text_tokenizer, vocabulary)

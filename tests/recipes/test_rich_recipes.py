@@ -142,6 +142,7 @@ def trained(shards: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
         text_documents=20,
         data=replace(recipe.data, **shards),
         loader=replace(recipe.loader, rows=1, group=8),
+        loader_workers=2,
         task=small.task,
         trainer=replace(small.trainer, total_steps=2, sample_every=0),
     )

@@ -1,5 +1,6 @@
 """The training documents: pure functions of seed and index, all tasks, nothing held out."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -101,6 +102,20 @@ def test_questions_are_of_the_types_asked_for() -> None:
         assert answers
 
 
+def test_edits_and_numbers_of_objects_are_those_asked_for() -> None:
+    source = ShapesSource(
+        ShapesSourceConfig(tasks=only(editing=1.0), english=1.0, unconditional=0.0, edits=("remove",))
+    )
+    for index in range(20):
+        (instruction,) = [each.text for each in source.document(index).segments if isinstance(each, Text)]
+        assert re.match("remove|delete|take", instruction.lower()), instruction
+    source = ShapesSource(ShapesSourceConfig(tasks=only(captioning=1.0), min_objects=3, max_objects=3))
+    for index in range(20):
+        (picture,) = [each for each in source.document(index).segments if isinstance(each, Image)]
+        assert picture.pixels is not None
+        assert len(read_picture(picture.pixels)) == 3
+
+
 def test_config_survives_json() -> None:
     config = ShapesSourceConfig(seed=5, tasks=only(captioning=2.0))
     assert from_dict(ShapesSourceConfig, to_dict(config)) == config
@@ -113,6 +128,9 @@ def test_config_survives_json() -> None:
         ShapesSourceConfig(tasks=only(editing=-1.0)),
         ShapesSourceConfig(seed=-1),
         ShapesSourceConfig(min_turns=5, max_turns=4),
+        ShapesSourceConfig(min_objects=3, max_objects=2),
+        ShapesSourceConfig(edits=("remove", "paint")),
+        ShapesSourceConfig(edits=()),
     ],
 )
 def test_senseless_configs_are_input_errors(config: ShapesSourceConfig) -> None:

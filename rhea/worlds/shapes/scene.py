@@ -162,20 +162,21 @@ def sample_scene(
     rng: np.random.Generator,
     *,
     num_objects: int | None = None,
+    min_objects: int = 1,
     max_objects: int = MAX_OBJECTS,
     held_out: HeldOut = "exclude",
     kinds: Sequence[Kind] | None = None,
     canvas: int = CANVAS,
     continuous: bool = False,
 ) -> Scene:
-    """Draw a scene of ``num_objects`` (default: uniform from 1 to ``max_objects``) objects of different kinds.
+    """Draw a scene of ``num_objects`` objects of different kinds, by default from ``min_objects`` to ``max_objects``.
 
     ``kinds`` narrows what may appear further than ``held_out`` does. More than four objects: InputError.
     """
     limit = max_objects if num_objects is None else num_objects
     if not 1 <= limit <= MAX_OBJECTS:
         raise InputError(f"a scene has 1 to {MAX_OBJECTS} objects, not {limit}")
-    count = int(rng.integers(1, max_objects + 1)) if num_objects is None else num_objects
+    count = int(rng.integers(min_objects, max_objects + 1)) if num_objects is None else num_objects
     allowed = allowed_kinds(held_out)
     if kinds is not None:
         allowed = tuple(kind for kind in kinds if kind in allowed)

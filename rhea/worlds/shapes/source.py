@@ -15,9 +15,9 @@ from rhea.documents import formats
 from rhea.documents.document import Document, Image, Video
 from rhea.documents.mixture import draw_task, task_shares
 from rhea.errors import InputError
-from rhea.worlds.shapes.edits import sample_edit
+from rhea.worlds.shapes.edits import OPERATIONS, sample_edit
 from rhea.worlds.shapes.films import MAX_MOVING, Film, render_film, sample_film
-from rhea.worlds.shapes.language import Language, caption, describe, film_caption, finish
+from rhea.worlds.shapes.language import Language, caption, describe, film_caption, finish, pick
 from rhea.worlds.shapes.questions import DESCRIBE, LAYOUT, QUESTION_TYPES, ask, sample_crowded_scene
 from rhea.worlds.shapes.render import render
 from rhea.worlds.shapes.scene import CANVAS, MAX_OBJECTS, HeldOut, Scene, sample_scene
@@ -51,6 +51,7 @@ class ShapesSourceConfig:
     english: float = 0.7
     """Share of the documents in English; the others are in Chinese."""
     canvas: int = CANVAS
+    min_objects: int = 1
     max_objects: int = MAX_OBJECTS
     max_moving: int = MAX_MOVING
     """Most objects in a film."""
@@ -65,6 +66,8 @@ class ShapesSourceConfig:
     """Questions about one picture."""
     questions: tuple[str, ...] = (*QUESTION_TYPES, DESCRIBE, LAYOUT)
     """Their types, drawn uniformly: one that stands here twice is asked twice as often."""
+    edits: tuple[str, ...] = OPERATIONS
+    """What edits do, drawn uniformly likewise."""
 
 
 class ShapesSource:
@@ -77,6 +80,10 @@ class ShapesSource:
             raise InputError(f"a seed must not be negative, got {self.config.seed}")
         if not 1 <= self.config.min_turns <= self.config.max_turns:
             raise InputError(f"turns from {self.config.min_turns} to {self.config.max_turns} is no range of 1 or more")
+        if not 1 <= self.config.min_objects <= self.config.max_objects:
+            raise InputError(f"{self.config.min_objects} to {self.config.max_objects} objects is no range of 1 or more")
+        if not self.config.edits or not set(self.config.edits) <= set(OPERATIONS):
+            raise InputError(f"edits are some of {', '.join(OPERATIONS)}, not {', '.join(self.config.edits) or 'none'}")
         self._builders: list[Callable[[np.random.Generator, Language], Document]] = [
             getattr(self, f"_{task.name}") for task in dataclasses.fields(self.config.tasks)
         ]
@@ -106,7 +113,9 @@ class ShapesSource:
         return formats.question_answering(_image(scene), turns)
 
     def _editing(self, rng: np.random.Generator, language: Language) -> Document:
-        edit = sample_edit(rng, language, held_out=self.config.held_out, canvas=self.config.canvas)
+        config = self.config
+        operation = pick(rng, config.edits)
+        edit = sample_edit(rng, language, operation=operation, held_out=config.held_out, canvas=config.canvas)
         instruction = self._or_nothing(rng, edit.instruction)
         return formats.editing([_image(edit.source)], instruction, _image(edit.target))
 
@@ -131,7 +140,13 @@ class ShapesSource:
 
     def _scene(self, rng: np.random.Generator) -> Scene:
         config = self.config
-        return sample_scene(rng, max_objects=config.max_objects, held_out=config.held_out, canvas=config.canvas)
+        return sample_scene(
+            rng,
+            min_objects=config.min_objects,
+            max_objects=config.max_objects,
+            held_out=config.held_out,
+            canvas=config.canvas,
+        )
 
     def _film(self, rng: np.random.Generator) -> Film:
         config = self.config
