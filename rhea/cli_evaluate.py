@@ -78,7 +78,7 @@ def shapes(
         scenes: Scenes per figure; more are slower and surer.
         output: Also write the report there, as JSON; what is graded is kept beside it, to go on when interrupted.
         seed: Of the scenes and of the sampling; no training seed, whichever you take.
-        tasks: Only these, of: "text to image" answers films edits.
+        tasks: Only these, of: "text to image" answers films "text to film" edits.
         best_of: Also grade pictures from text as the best of N that the model itself reads best; 1 leaves that out.
         shard: Grade only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
     """

@@ -1,4 +1,4 @@
-"""Grade a model on fresh scenes of the shapes world: pictures from text, answers, predicted films, edits.
+"""Grade a model on fresh scenes of the shapes world: pictures and films from text, answers, predicted films, edits.
 
 Scenes and sampling noise come from seeds of their own that no training source uses. Sampling settings are the
 checkpoint's defaults. A ceiling is the same measure on the true picture or film after the vision tokenizer's round
@@ -30,9 +30,10 @@ from rhea.generation.request import Progress
 from rhea.generation.sampling import SamplingConfig
 from rhea.tokenizers.vision import VisionCodec
 from rhea.worlds.shapes.edits import OPERATIONS, Edit, sample_edit
+from rhea.worlds.shapes.films import Film as ShapesFilm
 from rhea.worlds.shapes.films import constant_velocity, copy_last, render_film, sample_film
 from rhea.worlds.shapes.grader import read_picture, same_kinds, same_scene, score_film
-from rhea.worlds.shapes.language import Caption, Language, caption
+from rhea.worlds.shapes.language import Caption, Language, caption, film_caption
 from rhea.worlds.shapes.questions import DESCRIBE, QUESTION_TYPES, balanced_question, chance_level
 from rhea.worlds.shapes.render import render
 from rhea.worlds.shapes.scene import CANVAS, HeldOut, Scene, sample_scene
@@ -50,7 +51,7 @@ class ShapesBenchmark:
     """Share of the texts in English, as in training; the others are in Chinese."""
     batch: int = 64
     """Requests that run together."""
-    tasks: tuple[str, ...] = ("text to image", "answers", "films", "edits")
+    tasks: tuple[str, ...] = ("text to image", "answers", "films", "text to film", "edits")
     best_of: int = 1
     """If more than 1, pictures are drawn so many times as well, and the one graded that the model itself finds best."""
 
@@ -141,6 +142,7 @@ class ShapesTask:
             "text to image": _TextToImage,
             "answers": _Answers,
             "films": _Films,
+            "text to film": _TextToFilm,
             "edits": _Edits,
         }
         unknown = [task for task in config.tasks if task not in known]
@@ -414,6 +416,82 @@ class _Films:
 
 def _centre_error(predicted: np.ndarray, true: np.ndarray) -> float:
     return float(np.linalg.norm(predicted - true, axis=-1).mean())
+
+
+class _TextToFilm:
+    """Films of objects that set off as the text says; of films of the right objects that move anywhere few do."""
+
+    group = "text to film"
+
+    def __init__(self, bench: _Bench) -> None:
+        self.bench = bench
+
+    def cases(self) -> list[_Case]:
+        bench, cases = self.bench, []
+        for section, (name, count) in enumerate((("1 object", 1), ("2 objects", 2)), start=50):
+            rng = bench.rng(section)
+            for index in range(bench.config.scenes):
+                about = self._told_film(rng, count)
+                cases.append(_Case(group=self.group, name=name, seed=bench.seed(section, index), about=about))
+        return cases
+
+    def _told_film(self, rng: np.random.Generator, count: int) -> tuple[Caption, ShapesFilm]:
+        """Draw a film whose caption names directions, and whose objects keep to them as long as they are graded."""
+        while True:
+            film = sample_film(rng, num_frames=self.bench.defaults.num_frames, num_objects=count)
+            told = film_caption(rng, film, self.bench.language(rng))
+            before, after = film.scene(0).objects, film.scene(self.bench.codec.clip_frames - 1).objects
+            if told.motions and all(motion.holds(before, after, least=1.5) for motion in told.motions):
+                return told, film
+
+    def grade(self, cases: Sequence[_Case]) -> list[Record]:
+        bench, defaults = self.bench, self.bench.defaults
+        scale, grid, length = defaults.film_guidance_scale, bench.picture_size, defaults.num_frames
+        sampling = SamplingConfig(
+            temperature=defaults.film_temperature,
+            top_k=defaults.top_k,
+            top_p=defaults.film_top_p,
+            guidance_scale=scale,
+        )
+        prompts = [
+            Prompt(
+                document=formats.text_to_video(case.about[0].text),
+                next=VideoSize(height=grid.height, width=grid.width, num_frames=length, fps=defaults.fps),
+                negative=formats.text_to_video(defaults.negative_prompt) if scale != 1 else None,
+                sampling=sampling,
+                seed=case.seed,
+            )
+            for case in cases
+        ]
+        written = [codes_of(completion) for completion in bench.complete(prompts)]
+        records = []
+        for case, codes in zip(cases, written, strict=True):
+            told, film = case.about
+            truth = bench.codec.encode_film(render_film(film))
+            drawn, true = (self._follows(told, bench.codec.decode_film(each, length)) for each in (codes, truth))
+            records.append({"objects": drawn[0], "right": all(drawn), "ceiling": all(true), "codes": codes.tolist()})
+        return records
+
+    def _follows(self, told: Caption, frames: np.ndarray) -> tuple[bool, bool]:
+        """Tell whether a film begins with what the caption names, and whether that sets off as it says."""
+        before, after = read_picture(frames[0]), read_picture(frames[self.bench.codec.clip_frames - 1])
+        return told.satisfied_by(before), all(motion.holds(before, after) for motion in told.motions)
+
+    def figures(self, records: dict[str, list[Record]]) -> list[Figure]:
+        """A quarter of all directions is within 45 degrees of what is said."""
+        found = []
+        for count, (name, each) in enumerate(records.items(), start=1):
+            shown = float(np.mean([record["objects"] for record in each]))
+            found.append(_share(self.group, name, each, **{"its objects, any way": shown * 0.25**count}))
+        return found
+
+    def show(self, case: _Case, record: Record) -> tuple[str, list[Picture | Film]]:
+        """Return the film and what it is to show."""
+        told, truth = case.about
+        frames = self.bench.codec.decode_film(np.array(record["codes"]), self.bench.defaults.num_frames)
+        command = f'rhea generate "{told.text}" --video --size {CANVAS}x{CANVAS} --seed {case.seed}'
+        shown = {told.text: frames, "one that fits": render_film(truth)}
+        return command, [Film(frames=each, fps=self.bench.defaults.fps, caption=text) for text, each in shown.items()]
 
 
 class _Edits:

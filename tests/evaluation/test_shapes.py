@@ -9,7 +9,7 @@ import pytest
 from lossless_model import LosslessCodec, model_that
 from tiny_model import tiny_checkpoint
 
-from rhea.documents.document import Text, Video
+from rhea.documents.document import ImageSize, Text, Video
 from rhea.errors import InputError
 from rhea.evaluation import shapes
 from rhea.evaluation.report import checkpoint_hash, table
@@ -33,7 +33,9 @@ def copy(codec: LosslessCodec, prompt: Prompt) -> Completion:
             return Completion(token_ids=[], codes=np.concatenate([segment.codes, still]))
         if not isinstance(segment, Text):
             return Completion(token_ids=[], codes=segment.codes)
-    return Completion(token_ids=[], codes=codec.encode_pictures([np.full((64, 64, 3), 245, np.uint8)])[0])
+    empty = np.full((16, 64, 64, 3), 245, np.uint8)
+    still = isinstance(prompt.next, ImageSize)
+    return Completion(token_ids=[], codes=codec.encode_pictures(empty[:1])[0] if still else codec.encode_film(empty))
 
 
 def test_copying_gets_what_no_skill_gets() -> None:
@@ -52,6 +54,7 @@ def test_copying_gets_what_no_skill_gets() -> None:
     assert film.unskilled["constant velocity"] < film.unskilled["copy last"]
     kept = report.figure("films", "objects kept")
     assert kept.value == kept.unskilled["copy last"] == 1
+    assert report.figure("text to film", "1 object").value == 0
     assert 0 < report.figure("text to image", "1 object").unskilled["chance"] < 0.1
 
 
@@ -99,10 +102,25 @@ def test_an_oracle_reaches_every_ceiling(monkeypatch: pytest.MonkeyPatch) -> Non
         codes = codec.encode_film(truth) if truth.ndim == 4 else codec.encode_pictures([truth])[0]
         return Completion(token_ids=[], codes=codes)
 
-    report = evaluate_shapes(model_that(know), ShapesBenchmark(scenes=6))
+    tasks = ("text to image", "answers", "films", "edits")  # films from text have an oracle of their own below
+    report = evaluate_shapes(model_that(know), ShapesBenchmark(scenes=6, tasks=tasks))
     for figure in report.figures:
         assert figure.value == figure.ceiling, figure
         assert figure.value == 1 if figure.unit == "%" else figure.value < 0.1, figure
+
+
+@pytest.mark.parametrize(("order", "right"), [([0, 1, 2, 3], True), ([3, 2, 1, 0], False), ([0, 0, 0, 0], False)])
+def test_films_of_the_right_objects_must_set_off_as_the_text_says(order: list[int], right: bool) -> None:
+    truths: list[np.ndarray] = []
+
+    def reordered(codec: LosslessCodec, prompt: Prompt) -> Completion:
+        return Completion(token_ids=[], codes=codec.encode_film(truths.pop(0)[order * 4]))
+
+    task = ShapesTask(model_that(reordered), ShapesBenchmark(scenes=12, tasks=("text to film",)))
+    truths += [render_film(case.about[1]) for case in task._cases]
+    records = task.grade(range(len(task)))
+    assert np.mean([record["objects"] and record["ceiling"] for record in records]) > 0.9
+    assert np.mean([record["right"] == right for record in records]) > 0.9
 
 
 def test_scenes_are_fresh_for_each_seed_and_the_same_for_one() -> None:

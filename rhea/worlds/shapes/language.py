@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import atan2, pi
+from math import atan2, cos, hypot, pi, sin
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -127,6 +127,18 @@ class Motion(NamedTuple):
 
     who: Selector
     direction: str
+
+    def holds(self, before: Sequence[ShapeObject], after: Sequence[ShapeObject], least: float = 1.0) -> bool:
+        """Tell whether an object that matches has moved that way, to 45 degrees, by ``least`` pixels or more."""
+        turn = list(DIRECTIONS).index(self.direction) * pi / 4
+        steps = [
+            (b.x - a.x, b.y - a.y)
+            for a in before
+            for b in after
+            if self.who.matches(a.kind) and self.who.matches(b.kind)
+        ]
+        along = ((x * cos(turn) + y * sin(turn), hypot(x, y)) for x, y in steps)
+        return any(length >= least and way >= length * cos(pi / 4) for way, length in along)
 
 
 @dataclass(frozen=True, kw_only=True)
