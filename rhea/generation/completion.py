@@ -155,15 +155,20 @@ class Completer:
         made = self.complete(asked, max_requests=max_requests, progress=progress, zipar=zipar)
         owners = [number for number, prompt in enumerate(prompts) for _ in range(prompt.best_of)]
         judged = [index for index, owner in enumerate(owners) if prompts[owner].best_of > 1]
-        texts = [asked[index].text or "" for index in judged]
-        grids = [codes for index in judged if (codes := made[index].codes) is not None]
         found = dict.fromkeys(range(len(made)), 0.0)
-        found |= zip(judged, agreements(self.transformer, self.grammar, texts, grids), strict=True)
+        agreed = self.agreements([asked[index] for index in judged], [made[index] for index in judged])
+        found |= zip(judged, agreed, strict=True)
         best: dict[int, int] = {}
         for index, owner in enumerate(owners):
             if owner not in best or found[index] > found[best[owner]]:
                 best[owner] = index
         return [made[best[number]] for number in range(len(prompts))]
+
+    def agreements(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        """Return how well each picture goes with its text, in nats (``choosing.py``)."""
+        texts = [prompt.text or "" for prompt in prompts]
+        grids = [each.codes for each in completions if each.codes is not None]
+        return agreements(self.transformer, self.grammar, texts, grids)
 
     def requests(self, prompts: Sequence[Prompt]) -> list[Request]:
         """Write each prompt as the engine takes it; pixels of all prompts are encoded together."""

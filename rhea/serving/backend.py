@@ -42,6 +42,8 @@ class Draw:
     """ "WIDTHxHEIGHT" in pixels, or a ratio."""
     num_frames: int | None = None
     fps: float | None = None
+    best_of: int = 1
+    """Draw so many pictures, keep the one that the model itself finds nearest to the text. Without partials."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -108,6 +110,8 @@ class Done:
     new_tokens: int = 0
     finish_reason: str = "stop"
     """ "length" if an answer was cut off."""
+    sample_index: int | None = None
+    """Of the best of several pictures: which sample it is, to have it again by itself."""
 
 
 Event = TextDelta | Partial | Done

@@ -67,7 +67,9 @@ def router(service: Service) -> APIRouter:
         """Draw pictures from a text."""
         service.check_model(body.model)
         body.seed = fresh_seed() if body.seed is None else body.seed
-        task = Draw(prompt=body.prompt, size=wanted_size(body.size), sampling=sampling_of(body))
+        task = Draw(
+            prompt=body.prompt, size=wanted_size(body.size), best_of=body.best_of or 1, sampling=sampling_of(body)
+        )
         return await service.unless_gone(request, _answer(service, body, task, [], "image_generation"))
 
     @routes.post("/v1/images/edits", openapi_extra=_form_schema())

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
@@ -156,6 +156,8 @@ class LocalBackend:
             events = self._windows(prompt, partials)
         elif prompt.next is None:
             events = self._answer(prompt)
+        elif prompt.best_of > 1:
+            events = self._best(prompt)
         else:
             events = self._drawing(prompt, partials)
         async with contextlib.aclosing(events):
@@ -169,7 +171,8 @@ class LocalBackend:
             case Draw():
                 video = task.num_frames is not None
                 film: dict[str, Any] = {"num_frames": task.num_frames, "fps": task.fps} if video else {}
-                return write.draw(task.prompt, size=task.size, video=video, **film, **asdict(task.sampling))
+                settings = asdict(task.sampling) | {"best_of": task.best_of}
+                return write.draw(task.prompt, size=task.size, video=video, **film, **settings)
             case Edit():
                 return await self._in_thread(
                     lambda: write.edit(task.images, task.instruction, size=task.size, **asdict(task.sampling))
@@ -194,11 +197,12 @@ class LocalBackend:
     async def _answer(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
         request, vocabulary = await self._request(prompt), self.completer.grammar.vocabulary
         text, token_ids = TextStream(self.completer.grammar.text_tokenizer), list[int]()
-        async with contextlib.aclosing(self._tokens_of(request, contextlib.nullcontext(), lambda _: True)) as stream:
-            async for tokens in stream:
-                token_ids += tokens
-                if delta := text.take([token for token in tokens if token in vocabulary.text]):
-                    yield TextDelta(text=delta)
+        with self._under_way(request):
+            async with contextlib.aclosing(self._background.stream(request)) as stream:
+                async for tokens in stream:
+                    token_ids += tokens
+                    if delta := text.take([token for token in tokens if token in vocabulary.text]):
+                        yield TextDelta(text=delta)
         whole = self.completer.completion(prompt, request, token_ids).text
         if rest := text.rest(whole):
             yield TextDelta(text=rest)
@@ -207,15 +211,42 @@ class LocalBackend:
 
     async def _drawing(self, prompt: Prompt, partials: int | None) -> AsyncGenerator[Event, None]:
         request, completion = await self._request(prompt), None
-        async with contextlib.aclosing(self._written(prompt, request, partials)) as events:
-            async for event in events:
-                if isinstance(event, Completion):
-                    completion = event
-                elif not event.final:
-                    yield _partial(event)
+        with self._under_way(request):
+            async with contextlib.aclosing(self._written(prompt, request, partials)) as events:
+                async for event in events:
+                    if isinstance(event, Completion):
+                        completion = event
+                    elif not event.final:
+                        yield _partial(event)
         assert completion is not None
         made = (await self._in_thread(self.model.results, [prompt], [completion]))[0]
         yield _seen(request, made, completion.token_ids)
+
+    async def _best(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
+        """Draw all candidates side by side; yield the one that the model finds best, and what all of them took."""
+        prompts = prompt.candidates()
+        requests = [await self._request(candidate) for candidate in prompts]
+        with self._under_way(*requests):
+            running = [asyncio.create_task(self._whole(*pair)) for pair in zip(prompts, requests, strict=True)]
+            try:
+                completions = await asyncio.gather(*running)
+            finally:
+                for each in running:
+                    each.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+        found = await self._in_thread(self.completer.agreements, prompts, completions)
+        best = found.index(max(found))
+        made = (await self._in_thread(self.model.results, [prompts[best]], [completions[best]]))[0]
+        yield replace(
+            _seen(requests[best], made, completions[best].token_ids),
+            prompt_tokens=sum(len(request.prompt) for request in requests),
+            new_tokens=sum(len(completion.token_ids) for completion in completions),
+            sample_index=prompts[best].sample_index,
+        )
+
+    async def _whole(self, prompt: Prompt, request: Request) -> Completion:
+        async with contextlib.aclosing(self._written(prompt, request, 0)) as events:
+            return [event async for event in events if isinstance(event, Completion)][-1]
 
     async def _windows(self, longer: Continuation, partials: int | None) -> AsyncGenerator[Event, None]:
         prompt_tokens = 0
@@ -223,12 +254,13 @@ class LocalBackend:
             prompt = longer.prompt()
             request = await self._request(prompt)
             prompt_tokens += len(request.prompt)
-            async with contextlib.aclosing(self._written(prompt, request, partials)) as events:
-                async for event in events:
-                    if isinstance(event, Completion):
-                        await self._in_thread(longer.add, event)
-                    elif (seen := longer.shown(event)) is not None and not seen.final:
-                        yield _partial(seen)
+            with self._under_way(request):
+                async with contextlib.aclosing(self._written(prompt, request, partials)) as events:
+                    async for event in events:
+                        if isinstance(event, Completion):
+                            await self._in_thread(longer.add, event)
+                        elif (seen := longer.shown(event)) is not None and not seen.final:
+                            yield _partial(seen)
         film = longer.film()
         yield replace(_seen(request, film, film.token_ids), prompt_tokens=prompt_tokens)
 
@@ -238,8 +270,10 @@ class LocalBackend:
         """Yield previews, that of the whole included, and at last what was written."""
         token_ids, pixels = list[int](), None
         previews = Previews(self.completer, prompt, request, partials, self._decoder, lambda: self._requests == 1)
-        turn = self._for_drawing.taken(2 if request.guided else 1)
-        async with contextlib.aclosing(self._tokens_of(request, turn, previews.watch)) as stream:
+        async with (
+            self._for_drawing.taken(2 if request.guided else 1),
+            contextlib.aclosing(self._background.stream(request, previews.watch)) as stream,
+        ):
             async for tokens in stream:
                 token_ids += tokens
                 if previews.take(tokens):
@@ -254,21 +288,15 @@ class LocalBackend:
         check_fits(request, self.engine.max_len)  # before anything is reserved for its pixels
         return request
 
-    async def _tokens_of(
-        self,
-        request: Request,
-        turn: contextlib.AbstractAsyncContextManager[None],
-        watch: Callable[[list[int]], bool],
-    ) -> AsyncGenerator[list[int], None]:
-        """Yield what the engine writes when it is the request's turn, if that much more may be under way."""
-        tokens = (len(request.prompt) + request.max_new_tokens) * (2 if request.guided else 1)
+    @contextlib.contextmanager
+    def _under_way(self, *requests: Request) -> Iterator[None]:
+        """Count the tokens of a task's requests while the block runs; BusyError if that is more than may be."""
+        tokens = sum((len(each.prompt) + each.max_new_tokens) * (2 if each.guided else 1) for each in requests)
         if self._tokens and self._tokens + tokens > self.bounds.max_tokens:
             raise BusyError(f"{self._tokens} tokens are under way already: try again later")
         self._tokens += tokens
         try:
-            async with turn, contextlib.aclosing(self._background.stream(request, watch)) as stream:
-                async for new in stream:
-                    yield new
+            yield
         finally:
             self._tokens -= tokens
 

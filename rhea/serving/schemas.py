@@ -117,7 +117,7 @@ class _Pictures(_Sampled):
     partial_images: Annotated[int | None, Field(ge=0, le=3)] = None
 
     def _refused(self) -> dict[str, tuple[Any, ...]]:
-        return {"background": ("auto", "opaque"), "mask": (), "best_of": (1,)}
+        return {"background": ("auto", "opaque"), "mask": ()}
 
     @model_validator(mode="after")
     def _one_stream(self) -> "_Pictures":
@@ -131,8 +131,20 @@ class _Pictures(_Sampled):
 class GenerationBody(_Pictures):
     """``POST /v1/images/generations``."""
 
+    best_of: Annotated[int | None, Field(ge=1, le=8)] = None
+    """Draw each picture so many times and keep the one that the model itself finds nearest to the prompt."""
+
+    @model_validator(mode="after")
+    def _known_at_the_end(self) -> "GenerationBody":
+        if self.partial_images and (self.best_of or 1) > 1:
+            raise ValueError("partial_images: with best_of there are none; which picture is kept is known at the end")
+        return self
+
 
 class EditFields(_Pictures):
     """The fields of the form for ``POST /v1/images/edits``, beside its files ``image`` or ``image[]``."""
 
     on_bad_media: OnBadMedia = "error"
+
+    def _refused(self) -> dict[str, tuple[Any, ...]]:
+        return super()._refused() | {"best_of": (1, "1")}

@@ -35,6 +35,7 @@ def build(desk: Desk) -> None:
             sizes = (f"{info.width}x{info.height}", *RATIOS)
             size = wear(gr.Dropdown(sizes, value=sizes[0], allow_custom_value=True, elem_id="size"), label="size")
             guidance = wear(gr.Slider(0, 10, value=desk.guidance(), step=0.5, elem_id="guidance"), label="guidance")
+            best_of = wear(gr.Slider(1, MOST, value=1, step=1, elem_id="best-of"), label="best_of")
             negative = wear(gr.Textbox(elem_id="negative"), label="negative")
         with gr.Row():
             draw = wear(gr.Button(variant="primary", elem_id="draw"), value="draw")
@@ -49,6 +50,7 @@ def build(desk: Desk) -> None:
         seed: int | None,
         size: str,
         guidance: float,
+        best_of: int,
         negative: str,
         shelf: Shelf,
         language: str,
@@ -57,25 +59,27 @@ def build(desk: Desk) -> None:
             yield show.error(say(language, "needs_prompt")), "", shelf.html(language)
             return
         sampling = Sampling(guidance_scale=guidance, negative_prompt=negative or None, seed=int(seed or 0))
-        tasks = drawings(text, kind == "film", int(number), size, sampling, desk)
+        tasks = drawings(text, kind == "film", int(number), size, int(best_of), sampling, desk)
         async with contextlib.aclosing(draw_on_board(desk, tasks, text, shelf, language)) as shown:
             async for message, figures in shown:
                 yield message, show.row(figures), shelf.html(language)
 
-    inputs = [prompt, kind, number, seed, size, guidance, negative, desk.shelf, desk.language]
+    inputs = [prompt, kind, number, seed, size, guidance, best_of, negative, desk.shelf, desk.language]
     outputs = [said, board, desk.shelf_board]
     going = gr.on([draw.click, prompt.submit], create, inputs, outputs, show_progress="hidden", concurrency_limit=None)
     stop.click(lambda: "", None, said, cancels=[going], queue=False)
     kind.input(desk.guidance, kind, guidance, show_progress="hidden", queue=False)
 
 
-def drawings(text: str, film: bool, number: int, size: str, sampling: Sampling, desk: Desk) -> list[Draw]:
-    """Return the tasks of one order; they differ by their sample's index."""
-    frames = desk.backend.info.num_frames if film else None
-    return [
-        Draw(prompt=text, size=size or None, num_frames=frames, sampling=replace(sampling, sample_index=index))
-        for index in range(number)
-    ]
+def drawings(text: str, film: bool, number: int, size: str, best_of: int, sampling: Sampling, desk: Desk) -> list[Draw]:
+    """Return the tasks of one order; they differ by their sample's index. Films are drawn once each."""
+    order = Draw(
+        prompt=text,
+        size=size or None,
+        num_frames=desk.backend.info.num_frames if film else None,
+        best_of=1 if film else best_of,
+    )
+    return [replace(order, sampling=replace(sampling, sample_index=index)) for index in range(number)]
 
 
 async def draw_on_board(
@@ -92,11 +96,18 @@ async def draw_on_board(
                 for number, event in fresh.items():
                     figures[number] = _figure(event, title, language)
                     if isinstance(event, Done) and event.pixels is not None:
-                        piece = Piece(pixels=event.pixels, fps=event.fps, title=title, task=tasks[number], done=event)
-                        shelf.put(piece)
+                        task = _alone(tasks[number], event)
+                        shelf.put(Piece(pixels=event.pixels, fps=event.fps, title=title, task=task, done=event))
                 yield show.status(_progress(list(seen.values()), language)), _in_order(figures)
     except MENDABLE as error:
         yield show.error(told(error, language)), _in_order(figures)
+
+
+def _alone(task: Draw | Edit, done: Done) -> Draw | Edit:
+    """Return the task that draws the chosen one of several pictures by itself."""
+    if isinstance(task, Edit) or done.sample_index is None:
+        return task
+    return replace(task, best_of=1, sampling=replace(task.sampling, sample_index=done.sample_index))
 
 
 def _in_order(figures: dict[int, str]) -> list[str]:

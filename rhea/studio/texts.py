@@ -56,6 +56,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "film": ("Film", "视频"),
     "size": ("Size (width x height, or a ratio)", "尺寸（宽x高，或比例）"),
     "guidance": ("Guidance: how much more to follow the text", "引导强度：多大程度遵循文字"),
+    "best_of": ("Best of: draw each so many times, keep the one that fits best", "择优：每张画几次，留下最符合的一张"),
     "seed": ("Seed", "随机种子"),
     "number": ("How many", "数量"),
     "more": ("More settings", "更多设置"),

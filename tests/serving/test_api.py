@@ -130,6 +130,18 @@ def test_pictures_are_those_of_the_model(client: openai.OpenAI, model: Rhea) -> 
     assert str(jpeg.data[0].b64_json).startswith("/9j/")
 
 
+def test_the_best_of_several_pictures_is_the_models_own_choice(client: openai.OpenAI, model: Rhea) -> None:
+    made = client.images.generate(prompt="a red circle", n=2, size="48x32", extra_body={"seed": 4, "best_of": 3})  # type: ignore[arg-type]
+    direct = model.generate("a red circle", samples=2, size="48x32", seed=4, best_of=3)
+    assert made.data is not None
+    for ours, theirs in zip(direct, made.data, strict=True):
+        assert (ours.pixels == pixels_of(theirs.b64_json)).all()
+    assert made.usage is not None
+    assert made.usage.output_tokens == 3 * sum(len(each.token_ids) for each in direct)
+    with pytest.raises(openai.BadRequestError, match="best_of is not supported"):
+        client.images.edit(image=png(PIXELS), prompt="redder", extra_body={"best_of": 2})
+
+
 def test_without_a_seed_pictures_differ_and_can_be_had_again(client: openai.OpenAI) -> None:
     first, second = (client.images.generate(prompt="red") for _ in range(2))
     assert first.data != second.data
@@ -228,6 +240,8 @@ def test_chat_draws_and_edits_where_pictures_are_asked_for(client: openai.OpenAI
         ({"temperature": float("nan")}, "temperature: "),
         ({"stream": True, "n": 2}, "a stream is of one picture"),
         ({"partial_images": 2}, "set stream"),
+        ({"best_of": 9}, "best_of: "),
+        ({"stream": True, "partial_images": 2, "best_of": 2}, "with best_of there are none"),
         ({"background": "transparent"}, "background is not supported"),
     ],
     ids=str,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,40 @@ def test_only_pictures_that_are_shown_are_decoded(
     assert [rows_done for rows_done in decoded if rows_done < 4] == rows
 
 
+def test_the_best_of_several_is_known_by_its_own_number(model: Rhea) -> None:
+    task = Draw(prompt="red", best_of=4, sampling=Sampling(seed=1, sample_index=2, guidance_scale=2.0))
+    (done,) = events_of(model, task, 3)
+    assert isinstance(done, Done)
+    assert done.sample_index in range(8, 12)
+    alone = replace(task, best_of=1, sampling=replace(task.sampling, sample_index=done.sample_index))
+    (again,) = events_of(model, alone)
+    assert isinstance(again, Done)
+    assert again.token_ids == done.token_ids
+    assert again.pixels is not None
+    assert (again.pixels == done.pixels).all()
+    assert (done.new_tokens, done.prompt_tokens) == (4 * again.new_tokens, 4 * again.prompt_tokens)
+
+
+def test_one_failed_candidate_fails_the_task_and_leaves_nothing(model: Rhea, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drawn() -> None:
+        async with LocalBackend(model) as backend:
+            step, steps = backend.engine.step, itertools.count()
+
+            def break_once() -> None:
+                if next(steps) == 3:
+                    raise MemoryError("no memory left")
+                step()
+
+            monkeypatch.setattr(backend.engine, "step", break_once)
+            with pytest.raises(BackendDiedError):
+                await anext(backend.run(Draw(prompt="red", best_of=6)))
+            counted = await backend.counters()
+            assert [counted[name] for name in ("requests", "tokens", "running", "waiting")] == [0, 0, 0, 0]
+            assert [event async for event in backend.run(Draw(prompt="red", best_of=2))]
+
+    asyncio.run(drawn())
+
+
 def test_bounds(model: Rhea) -> None:
     async def clients() -> None:
         async with LocalBackend(model, bounds=Bounds(max_requests=2, max_tokens=100)) as backend:
@@ -164,6 +199,7 @@ def test_bounds(model: Rhea) -> None:
             counted = await backend.counters()
             assert (counted["requests"], counted["tokens"]) == (0, 0)
             assert [event async for event in backend.run(large)]  # alone it may be larger than the bound
+            assert [event async for event in backend.run(Draw(prompt="red", best_of=6))]
             with pytest.raises(InputError):
                 await anext(backend.run(Draw(prompt=" ")))
             assert (await backend.counters())["requests"] == 0

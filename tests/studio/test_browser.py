@@ -160,6 +160,17 @@ def test_pictures_are_seen_before_they_are_finished(visitor: Visitor, model: Rhe
     visitor.screenshot("create")
 
 
+def test_the_best_of_several_is_shown_and_can_be_looked_into(visitor: Visitor, model: Rhea) -> None:
+    visitor.page.get_by_role("button", name="More settings").click()
+    visitor.page.locator("#best-of input[type=number]").fill("3")
+    visitor.draw("a blue star")
+    made: Any = model.generate("a blue star", seed=0, best_of=3)[0]
+    np.testing.assert_array_equal(pixels_of(visitor.page.locator("#create-board img")), made.pixels)
+    visitor.tab("Look inside")
+    visitor.button("Look inside").click()
+    assert "64 codes" in visitor.until("look-status", "bits each on average")
+
+
 def test_stopped_drawings_are_cancelled_in_the_engine(visitor: Visitor, model: Rhea, backend: LocalBackend) -> None:
     before = model.completer.statistics.tokens_written
     visitor.page.locator("#kind").get_by_text("Film").click()
