@@ -42,6 +42,7 @@ def shapes_rows() -> list[tuple[str, str, str, str]]:
         ("text to image", "1 unseen kind", "one object of a kind never seen in training"),
         ("answers", "all types", "questions about a picture answered rightly"),
         ("edits", "all edits", "edits done exactly"),
+        ("text to film", "1 object", "films from text whose object sets off as told"),
     ):
         each = figures[group, name]
         guesses = ", ".join(f"{guess} {value:.1%}" for guess, value in each["unskilled"].items())

@@ -81,14 +81,14 @@ class PackedLoader:
         self._counts_before: dict[int, list[int]] = {}  # first number of a group in the buffer -> counts before it
         self._part, self._parts = 0, 1
 
-    def part(self, number: int, parts: int) -> "PackedLoader":
-        """Return a new loader of every ``parts``-th group, beginning with number ``number``.
-
-        Together the parts make each document once.
-        """
-        loader = PackedLoader(self.config, self.mixture, self.grammar, self._codec)
-        loader._part, loader._parts = number, parts
-        return loader
+    def parts(self, number: int) -> list["PackedLoader"]:
+        """Return so many loaders that together make each document once, from the first on."""
+        if number < 1:
+            raise InputError(f"a loader is divided into 1 or more parts, not {number}")
+        parts = [PackedLoader(self.config, self.mixture, self.grammar, self._codec) for _ in range(number)]
+        for place, part in enumerate(parts):
+            part._part, part._parts = place, number
+        return parts
 
     def next_batch(self) -> Packed:
         """Return the next ``rows`` rows of ``seq_len`` tokens."""

@@ -11,8 +11,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -30,29 +30,15 @@ class Loader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-@runtime_checkable
-class DivisibleLoader(Loader, Protocol):
-    """What several processes can make ahead."""
-
-    def part(self, number: int, parts: int) -> Loader: ...
-
-
 class Prefetcher:
-    """A loader that keeps up to ``depth`` batches of another one ready in each of ``workers`` processes.
+    """A loader that keeps up to ``depth`` batches of each of several others ready, each in a process of its own.
 
-    Leave its ``with`` block to end them. The order of the batches depends on how many there are.
+    They take turns. Leave its ``with`` block to end the processes.
     """
 
-    def __init__(self, loader: Loader | DivisibleLoader, depth: int = 4, workers: int = 1) -> None:
-        if workers < 1:
-            raise InputError(f"a loader needs 1 or more workers, not {workers}")
-        self.depth = depth
-        if workers == 1:
-            self._parts: list[Loader] = [loader]
-        else:
-            assert isinstance(loader, DivisibleLoader)
-            self._parts = [loader.part(number, workers) for number in range(workers)]
-        self._states, self._turn = [part.state_dict() for part in self._parts], 0
+    def __init__(self, *loaders: Loader, depth: int = 4) -> None:
+        self._loaders, self.depth = loaders, depth
+        self._states, self._turn = [loader.state_dict() for loader in loaders], 0
         self._ready: Iterator[tuple[Any, dict[str, Any]]] | None = None
 
     def __enter__(self) -> "Prefetcher":
@@ -69,9 +55,9 @@ class Prefetcher:
         """Return the next batch; an error of the loader is raised here."""
         if self._ready is None:
             batches = DataLoader(
-                _Stream(self._parts[self._turn :] + self._parts[: self._turn]),
+                _Stream(self._loaders[self._turn :] + self._loaders[: self._turn]),
                 batch_size=None,
-                num_workers=len(self._parts),
+                num_workers=len(self._loaders),
                 prefetch_factor=self.depth,
                 collate_fn=_unchanged,
                 generator=torch.Generator(),  # else it draws from the training's, once more after every resume
@@ -80,28 +66,30 @@ class Prefetcher:
             self._ready = iter(batches)
             atexit.register(self._end)  # else Python waits at its end for a process that outlives its signal
         batch, self._states[self._turn] = next(self._ready)
-        self._turn = (self._turn + 1) % len(self._parts)
+        self._turn = (self._turn + 1) % len(self._loaders)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch that ``next_batch`` returned."""
-        return self._states[0] if len(self._parts) == 1 else {"workers": list(self._states), "turn": self._turn}
+        return self._states[0] if len(self._loaders) == 1 else {"workers": list(self._states), "turn": self._turn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state of as many workers, else InputError; only before the first batch is asked for."""
         assert self._ready is None, "the processes have already run ahead"
         states = state.get("workers", [state])
-        if len(states) != len(self._parts):
-            raise InputError(f"these batches come from {len(states)} workers: it cannot go on with {len(self._parts)}")
-        for part, own in zip(self._parts, states, strict=True):
-            part.load_state_dict(own)
+        if len(states) != len(self._loaders):
+            raise InputError(
+                f"these batches come from {len(states)} workers: it cannot go on with {len(self._loaders)}"
+            )
+        for loader, own in zip(self._loaders, states, strict=True):
+            loader.load_state_dict(own)
         self._states, self._turn = list(states), state.get("turn", 0)
 
 
 class _Stream(IterableDataset[tuple[Any, dict[str, Any]]]):
     """Each process's batches, with the states after them."""
 
-    def __init__(self, loaders: list[Loader]) -> None:
+    def __init__(self, loaders: Sequence[Loader]) -> None:
         self.loaders = loaders
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:

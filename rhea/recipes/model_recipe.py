@@ -126,7 +126,7 @@ class ModelRecipe(ABC):
             Vocabulary(vocabulary),
             sampler=_sampler(about, grammar, codec),
         )
-        with Prefetcher(PackedLoader(self.loader, mixture, grammar, codec), workers=self.loader_workers) as loader:
+        with Prefetcher(*PackedLoader(self.loader, mixture, grammar, codec).parts(self.loader_workers)) as loader:
             complete = Trainer(self.trainer, task, loader, folder).train()
         with task.export() as trained:
             checkpoint = self._checkpoint(trained, vision_tokenizer, text_tokenizer, vocabulary)

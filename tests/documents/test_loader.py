@@ -286,18 +286,19 @@ def test_impossible_configs_are_refused(fields: dict[str, Any]) -> None:
 
 
 def test_parts_make_every_document_once_and_resume() -> None:
-    def part(number: int) -> PackedLoader:
-        return PackedLoader(CONFIG, mixture(Pictures(1), Words(3)), GRAMMAR).part(number, 3)
+    def parts() -> list[PackedLoader]:
+        return PackedLoader(CONFIG, mixture(Pictures(1), Words(3)), GRAMMAR).parts(3)
 
     def names(batches: list[Packed]) -> list[str]:
         return [name for batch in batches for row in batch.origins for name in row]
 
-    whole = PackedLoader(CONFIG, mixture(Pictures(1), Words(3)), GRAMMAR)
+    (whole,) = PackedLoader(CONFIG, mixture(Pictures(1), Words(3)), GRAMMAR).parts(1)
     made = list[str]()
-    for number in range(3):
-        loader, resumed = part(number), part(number)
+    for loader, resumed in zip(parts(), parts(), strict=True):
         made += names([loader.next_batch() for _ in range(12)])
         resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
         assert same(resumed.next_batch(), loader.next_batch())
     assert len(set(made)) == len(made)
     assert set(names([whole.next_batch() for _ in range(12)])) <= set(made)
+    with pytest.raises(InputError, match="1 or more parts, not 0"):
+        whole.parts(0)

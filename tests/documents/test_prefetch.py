@@ -94,37 +94,32 @@ os._exit(7)
     assert (ended.returncode, ended.stdout) == (7, b"made\n")
 
 
-class Shared(Counter):
-    """Numbers of which each part takes its own."""
+class Every(Counter):
+    """Every so manieth number."""
 
-    def __init__(self, first: int = 0, step: int = 1) -> None:
+    def __init__(self, first: int, step: int) -> None:
         self.number, self.step = first - step, step
 
     def next_batch(self) -> int:
         self.number += self.step
         return self.number
 
-    def part(self, number: int, parts: int) -> "Shared":
-        return Shared(number, parts)
-
 
 def test_several_processes_take_turns_and_resume_within_a_round() -> None:
     before = set(multiprocessing.active_children())
-    with Prefetcher(Shared(), depth=2, workers=2) as ahead:
+    with Prefetcher(Every(0, 2), Every(1, 2), depth=2) as ahead:
         assert [ahead.next_batch() for _ in range(3)] == [0, 1, 2]
         assert len(set(multiprocessing.active_children()) - before) == 2
         state = ahead.state_dict()
     assert set(multiprocessing.active_children()) == before
-    with Prefetcher(Shared(), workers=2) as resumed:
+    with Prefetcher(Every(0, 2), Every(1, 2)) as resumed:
         resumed.load_state_dict(json.loads(json.dumps(state)))
         assert resumed.state_dict() == state
         assert [resumed.next_batch() for _ in range(5)] == [3, 4, 5, 6, 7]
 
 
 def test_other_numbers_of_processes_are_refused() -> None:
-    state = Prefetcher(Shared(), workers=2).state_dict()
-    for workers in (1, 3):
-        with pytest.raises(InputError, match=f"come from 2 workers: it cannot go on with {workers}"):
-            Prefetcher(Shared(), workers=workers).load_state_dict(state)
-    with pytest.raises(InputError, match="1 or more workers, not 0"):
-        Prefetcher(Shared(), workers=0)
+    state = Prefetcher(Every(0, 2), Every(1, 2)).state_dict()
+    for loaders in (1, 3):
+        with pytest.raises(InputError, match=f"come from 2 workers: it cannot go on with {loaders}"):
+            Prefetcher(*(Every(0, 2) for _ in range(loaders))).load_state_dict(state)
