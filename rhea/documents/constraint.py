@@ -35,8 +35,10 @@ class Legal:
 class Constraint:
     """Follows one sequence. After ``start(prompt)`` ask ``legal()``, choose, ``advance(token)``, until ``done``.
 
-    Modes: "text" is an answer, text until EOS; "free" is text and any number of images and videos until EOS; "visual"
-    is the rest of the one image or video that the prompt announced, and then EOS. After EOS only padding is legal.
+    Modes: "text" is an answer, text until EOS, but not EOS directly after an image: there a caption belongs, and models
+    learn to end there from pictures whose text was left out for guidance. "free" is text and any number of images and
+    videos until EOS; "visual" is the rest of the one image or video that the prompt announced, and then EOS. After EOS
+    only padding is legal.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Constraint:
 
     def _outside(self) -> None:
         """Enter the state between images."""
-        self._state: Literal["text", "meta", "grid", "end", "eos", "done"] = "text"
+        self._state: Literal["text", "caption", "meta", "grid", "end", "eos", "done"] = "text"
         self._meta = ""
         self._rest: tuple[int, ...] = ()
         self._grid = (0, 0, 0)
@@ -115,6 +117,8 @@ class Constraint:
             raise InputError("the prompt announces no image or video (it must end inside one, after its size)")
         if self.mode == "text" and self._state != "text":
             raise InputError("the prompt ends inside an image, so no text can follow")
+        if self.mode == "text" and len(ids) and ids[-1] == vocabulary.image_end:
+            self._state = "caption"
         return self
 
     def legal(self) -> Legal:
@@ -142,6 +146,8 @@ class Constraint:
             self._outside()
             if self.mode == "visual":
                 self._state = "eos"
+        elif self._state == "caption":
+            self._state = "text"
         elif token_id == vocabulary.eos:
             self._state = "done"
         elif token_id == vocabulary.image_start:
@@ -244,11 +250,13 @@ class _Table:
         self._listed = None if sizes is None else meta.listed_continuations(sizes)
         self.vision = Legal(None, (vocabulary.vision,))
         self.eol, self.eof = self.only(vocabulary.eol), self.only(vocabulary.eof)
-        between = [range(grammar.text_tokenizer.vocab_size), range(vocabulary.eos, vocabulary.eos + 1)]
+        text = range(grammar.text_tokenizer.vocab_size)
+        between = [text, range(vocabulary.eos, vocabulary.eos + 1)]
         if mode == "free" and self._listed != {}:
             between.append(range(vocabulary.image_start, vocabulary.image_start + 1))
         self.outside_grid = {
             "text": Legal(None, tuple(between)),
+            "caption": Legal(None, (text,)),
             "end": self.only(vocabulary.image_end),
             "eos": self.only(vocabulary.eos),
             "done": self.only(vocabulary.pad),

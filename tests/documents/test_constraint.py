@@ -138,6 +138,16 @@ def test_equals_the_offset_rule_of_the_released_code_for_widths_above_two(height
     assert constraint.done
 
 
+def test_a_caption_is_not_empty() -> None:
+    prompt = GRAMMAR.render_prompt(formats.captioning(image(2, 2))).tolist()
+    constraint = Constraint(GRAMMAR, "text").start(prompt)
+    assert legal_set(constraint) == reference(prompt, len(prompt), "text", []) - {VOCABULARY.eos}
+    assert legal_set(constraint.copy()) == legal_set(constraint)
+    constraint.advance(0)
+    assert VOCABULARY.eos in constraint.legal()
+    assert VOCABULARY.eos in Constraint(GRAMMAR, "free").start(prompt).legal()
+
+
 def test_text_mode_is_text_until_eos() -> None:
     prompt = GRAMMAR.render_prompt(formats.question_answering(image(2, 2), [("q", "a"), ("r", None)])).tolist()
     constraint = Constraint(GRAMMAR, "text").start(prompt)

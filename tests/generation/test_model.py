@@ -1,5 +1,6 @@
 """The five methods on a tiny random model: shapes, reproducibility, and every refusal."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from tiny_model import TRAINED_ON, save_tiny_checkpoint, tiny_checkpoint
 import rhea
 from rhea import media
 from rhea.checkpoints.configs import CheckpointConfig
+from rhea.documents import formats
+from rhea.documents.document import Image
 from rhea.errors import InputError
 from rhea.generation import completion, loading
+from rhea.generation.completion import Prompt
 from rhea.generation.engine import EngineConfig
 from rhea.generation.loading import load_model
 from rhea.generation.model import Rhea
@@ -25,6 +29,9 @@ from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.tokenizers.vision import PixelPolicy
 from rhea.tokenizers.vocabulary import EMU3_VOCABULARY
+from rhea.worlds.shapes.language import read_caption
+from rhea.worlds.shapes.render import render
+from rhea.worlds.shapes.scene import Kind, Scene, ShapeObject
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
 FRAMES = np.random.default_rng(1).integers(0, 256, (10, 32, 24, 3), dtype=np.uint8)
@@ -332,3 +339,12 @@ def test_rows_side_by_side_on_request() -> None:
         model.generate("a star", zipar=2, preview=lambda number, seen: None)
     with pytest.raises(InputError, match="at least 1"):
         model.generate("a star", zipar=0)
+
+
+def test_the_default_model_captions_a_picture() -> None:
+    kinds = [Kind("red", "circle", "small"), Kind("blue", "square", "large")]
+    scene = Scene(objects=tuple(ShapeObject(kind=kind, x=16.0 + 30 * i, y=30.0) for i, kind in enumerate(kinds)))
+    document = formats.captioning(Image(pixels=render(scene)))
+    sampling = SamplingConfig(temperature=0.0)
+    (caption,) = rhea.load().completer.complete([Prompt(document=document, sampling=sampling)])
+    assert read_caption(caption.text) == Counter(kinds), caption.text
