@@ -19,7 +19,8 @@ from steps import guided_picture
 
 import rhea
 from rhea.documents.document import ImageSize
-from rhea.evaluation.shapes import ShapesBenchmark, evaluate_shapes
+from rhea.evaluation.shapes.bench import ShapesBenchmark
+from rhea.evaluation.shapes.task import evaluate_shapes
 from rhea.generation.engine import Engine, EngineConfig
 from rhea.generation.model import Rhea
 from rhea.generation.sampling import SamplingConfig

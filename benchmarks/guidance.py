@@ -20,7 +20,8 @@ from rhea.config import to_dict
 from rhea.evaluation.emoji import EmojiBenchmark, EmojiTask
 from rhea.evaluation.report import Figure, checkpoint_hash
 from rhea.evaluation.runner import run_task
-from rhea.evaluation.shapes import ShapesBenchmark, ShapesTask
+from rhea.evaluation.shapes.bench import ShapesBenchmark
+from rhea.evaluation.shapes.task import ShapesTask
 from rhea.generation.model import Rhea
 from rhea.generation.prompts import PromptWriter
 from rhea.io import atomic_file

@@ -8,7 +8,8 @@ import argparse
 from record import save
 
 import rhea
-from rhea.evaluation.shapes import ShapesBenchmark, evaluate_shapes
+from rhea.evaluation.shapes.bench import ShapesBenchmark
+from rhea.evaluation.shapes.task import evaluate_shapes
 
 
 def main() -> None:

@@ -82,7 +82,8 @@ def shapes(
         best_of: Also grade pictures from text as the best of N that the model itself reads best; 1 leaves that out.
         shard: Grade only the I-th of N parts (from 0), for several processes with one --output; torchrun needs none.
     """
-    from rhea.evaluation.shapes import ShapesBenchmark, ShapesTask
+    from rhea.evaluation.shapes.bench import ShapesBenchmark
+    from rhea.evaluation.shapes.task import ShapesTask
 
     _check_report(output)
     config = ShapesBenchmark(scenes=scenes, seed=seed, best_of=best_of)

@@ -13,7 +13,8 @@ from rhea.evaluation.driving import DrivingBenchmark, DrivingTask
 from rhea.evaluation.emoji import EmojiBenchmark, EmojiTask
 from rhea.evaluation.page import Film, Grid, Page, Picture
 from rhea.evaluation.report import TITLES, Figure, Report, rows
-from rhea.evaluation.shapes import ShapesBenchmark, ShapesTask
+from rhea.evaluation.shapes.bench import ShapesBenchmark
+from rhea.evaluation.shapes.task import ShapesTask
 from rhea.evaluation.task import Record, Task
 from rhea.generation.model import Rhea
 from rhea.generation.request import Progress

@@ -14,7 +14,8 @@ from rhea.checkpoints.save import save_checkpoint
 from rhea.errors import InputError
 from rhea.evaluation.report import Figure, checkpoint_hash
 from rhea.evaluation.runner import Shard, read_shard, run_task
-from rhea.evaluation.shapes import ShapesBenchmark, ShapesTask
+from rhea.evaluation.shapes.bench import ShapesBenchmark
+from rhea.evaluation.shapes.task import ShapesTask
 from rhea.evaluation.task import Record
 from rhea.generation.model import Rhea
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from tiny_model import tiny_checkpoint
 
 from rhea.documents.document import ImageSize, Text, Video
 from rhea.errors import InputError
-from rhea.evaluation import shapes
 from rhea.evaluation.report import checkpoint_hash, table
-from rhea.evaluation.shapes import ShapesBenchmark, ShapesTask, evaluate_shapes
+from rhea.evaluation.shapes import answers, edits, films, pictures
+from rhea.evaluation.shapes.bench import ShapesBenchmark
+from rhea.evaluation.shapes.task import ShapesTask, evaluate_shapes
 from rhea.generation.completion import Completion, Prompt
 from rhea.generation.model import Rhea
 from rhea.logging import console
@@ -80,20 +82,20 @@ def test_copying_objects_takes_the_last_given_frame_after_its_round_trip(
 def test_an_oracle_reaches_every_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     truths: list[Any] = []
 
-    def remembering(name: str, truth: Callable[[Any], Any]) -> None:
-        original = getattr(shapes, name)
+    def remembering(section: ModuleType, name: str, truth: Callable[[Any], Any]) -> None:
+        original = getattr(section, name)
 
         def wrapped(*arguments: Any, **settings: Any) -> Any:
             result = original(*arguments, **settings)
             truths.append(truth(result))
             return result
 
-        monkeypatch.setattr(shapes, name, wrapped)
+        monkeypatch.setattr(section, name, wrapped)
 
-    remembering("sample_scene", render)
-    remembering("balanced_question", lambda pair: pair[1].answer)
-    remembering("sample_film", render_film)
-    remembering("sample_edit", lambda edit: render(edit.target))
+    remembering(pictures, "sample_scene", render)
+    remembering(answers, "balanced_question", lambda pair: pair[1].answer)
+    remembering(films, "sample_film", render_film)
+    remembering(edits, "sample_edit", lambda edit: render(edit.target))
 
     def know(codec: LosslessCodec, prompt: Prompt) -> Completion:
         truth = truths.pop(0)
