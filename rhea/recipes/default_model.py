@@ -43,7 +43,8 @@ GENERATION: dict[str, Any] = {
     "temperature": 0.8,
     "top_p": 0.9,
     "guidance_scale": 2.5,
-    "film_guidance_scale": 1.0,
+    "film_guidance_scale": 2.0,
+    "film_temperature": 0.9,
     "edit_guidance_scale": 2.0,
     "edit_temperature": 0.5,
     "extend_temperature": 0.2,
@@ -65,7 +66,7 @@ token, so that every part of Rhea can be tried on a laptop without a download.
 Both parts started from random weights; no other data went in. Ten combinations of size, colour and shape were left out
 on purpose, so that what it makes of them can be graded.
 
-**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about twelve hours:
+**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about fifteen hours:
 
     rhea train default-tokenizer
     rhea train local-tokenizer --task.codebook.merge-below 0
@@ -117,21 +118,38 @@ on purpose, so that what it makes of them can be graded.
         --data.tasks.text-to-image 0.62 --data.tasks.question-answering 0.13 --data.tasks.editing 0.07 \\
         --data.tasks.video-prediction 0.14 --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.01 \\
         --data.tasks.film-question-answering 0.01 --data.questions $all $drawn count_colour count_colour
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/eleventh/checkpoint --data.seed 111 \\
+        --output runs/twelfth $practice --loader.loss.text 2 --data.min-objects 2 --task.ema-decay 0.98 \\
+        --trainer.total-steps 20000 --trainer.schedule.learning-rate 0.0018 --data.tasks.text-to-image 0.40 \\
+        --data.tasks.question-answering 0.10 --data.tasks.editing 0.34 --data.tasks.video-prediction 0.12 \\
+        --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.01    # and runs/beside, seed 112: 892, 770 steps
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/twelfth/checkpoint \\
+        runs/beside/checkpoint --output runs/thirteenth $practice --loader.loss.text 2 --data.min-objects 2 \\
+        --task.ema-decay 0.98 --data.seed 121 --trainer.total-steps 20000 --trainer.schedule.learning-rate 0.0015 \\
+        --data.tasks.text-to-image 0.38 --data.tasks.question-answering 0.09 --data.tasks.editing 0.34 \\
+        --data.tasks.video-prediction 0.11 --data.tasks.text-to-video 0.06 --data.tasks.captioning 0.01    # 823 steps
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/thirteenth/checkpoint --data.seed 131 \\
+        $practice --loader.loss.text 3 --task.ema-decay 0.99 --trainer.total-steps 1080 \\
+        --trainer.schedule.decay-steps 1050 --trainer.schedule.learning-rate 0.0015 --data.tasks.text-to-image 0.38 \\
+        --data.tasks.question-answering 0.14 --data.tasks.editing 0.30 --data.tasks.video-prediction 0.08 \\
+        --data.tasks.text-to-video 0.09 --data.tasks.captioning 0.02 --data.questions $all $counts
 
 where `$all` is each type of question once and `$hard` is height four times, vertical, relation, count_colour and
 count_shape three times each and horizontal twice. The first two runs still wrote the source picture of an edit before
-the instruction; only the last six had captions that say where things are, and only the last five the questions
-"place" and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height, vertical
-and relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times each,
-layout and count_colour twice, place, horizontal and height once. `$last` is relation four times, count_shape three
-times, vertical and count_colour twice and horizontal once; `$drawn` is count_shape four times, relation twice and
-vertical, height and count_colour once.
+the instruction; only from the sixth on captions said where things are, and only from the seventh on there were the
+questions "place" and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height,
+vertical and relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times
+each, layout and count_colour twice, place, horizontal and height once. `$last` is relation four times, count_shape
+three times, vertical and count_colour twice and horizontal once; `$drawn` is count_shape four times, relation twice
+and vertical, height and count_colour once; `$counts` is count_shape four times, count_colour and relation twice and
+existence once. `$practice` is `--task.loss-over kind --trainer.schedule.warmup-steps 30 --data.english 0.6
+--data.tasks.film-question-answering 0.01 --data.edits recolour reshape reshape resize resize remove add add`.
 
 Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model. That
 has not been run to its end yet; the figures are of the chain above.
 
 **Limits.** 64 x 64 pictures and films of 16 frames. A photograph comes back as blobs of the nearest colours. Answers
-are one of a few words. A film from text shows the right object, but seldom moves it where the text says.
+are one of a few words. A film from text shows the right object, but moves it anywhere.
 
 <!-- figures: written by benchmarks/table.py from benchmarks/*.json -->
 <!-- end of figures -->
