@@ -353,7 +353,7 @@ def test_films_are_created_looked_into_and_compared(visitor: Visitor, store: Sto
     page = visitor.page
     page.locator("#kind").get_by_text("Film").click()
     page.get_by_role("button", name="More settings").click()
-    page.wait_for_function("document.querySelector('#guidance input[type=number]')?.value === '1'")
+    page.wait_for_function("document.querySelector('#guidance input[type=number]')?.value === '2'")
     visitor.draw("a green star moving down")
     page.wait_for_function("document.querySelector('#create-board video')?.readyState > 1")
     visitor.tab("Ask")
