@@ -3,7 +3,7 @@
 Usage: python benchmarks/shapes.py [--scenes 200] [--shard 0/2]
 
 Stopped, it goes on when it is run again; several processes share the work, each with a shard of its own. What is graded
-is kept in benchmarks/shapes.records meanwhile.
+is kept in benchmarks/shapes.report.records meanwhile.
 """
 
 import argparse
@@ -30,8 +30,8 @@ def main() -> None:
         print("the other shards are still at work")
         return
     save(__file__, {name: value for name, value in report.to_json().items() if name != "machine"})
-    shutil.rmtree(kept.with_suffix(".records"))
-    kept.unlink()
+    shutil.rmtree(kept.with_suffix(".records"), ignore_errors=True)  # the last two may both have found all done
+    kept.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
