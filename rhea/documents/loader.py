@@ -19,8 +19,8 @@ from rhea.documents.packing import Packed, cut, first_fit, stack_rows
 from rhea.documents.remember import RememberingCodec
 from rhea.errors import InputError
 
-_DROPOUT = 6
-"""Last word of the seeds of what is not seen, so that they are no other draw's."""
+_DROPOUT, _BEGINNINGS = 6, 7
+"""Last words of the seeds of what is not seen and of what is left off, so that they are no other draw's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,9 @@ class PackedLoaderConfig:
     """In this share of the documents the model does not see a random part of the codes that it learns to predict: it
     must tell them from the text and not only from the codes before them (word dropout, arXiv:1511.06349, section 3.1).
     Without, a model that knows its pictures by heart still draws any of them, whatever the text says."""
+    beginnings: float = 0.0
+    """Of this share of the documents only the first rows, at most half, of the picture that is to be drawn are kept.
+    There the text decides which picture it becomes; the rest follows from what was begun, and costs more tokens."""
     remembered_pictures: int = 0
     """How many pictures' codes are kept, for data that comes again with the next pass. The memory is empty after a
     resume, which is then exact only if the codec gives a picture the same codes in any company."""
@@ -59,10 +62,12 @@ class PackedLoader:
     ) -> None:
         if min(config.rows, config.group) < 1 or config.seq_len < 2:
             raise InputError(f"a loader needs rows and group of 1 or more and seq_len of 2 or more, got {config}")
-        if not 0 <= config.code_dropout <= 1:
-            raise InputError(f"code_dropout is a share of the documents, from 0 to 1, got {config.code_dropout}")
-        if config.code_dropout and config.loss.prompt >= 1:
-            raise InputError("code_dropout tells targets by their weight: it needs a loss.prompt below 1")
+        for name in ("code_dropout", "beginnings"):
+            share = getattr(config, name)
+            if not 0 <= share <= 1:
+                raise InputError(f"{name} is a share of the documents, from 0 to 1, got {share}")
+            if share and config.loss.prompt >= 1:
+                raise InputError(f"{name} tells targets by their weight: it needs a loss.prompt below 1")
         if config.remembered_pictures < 0:
             raise InputError(f"remembered_pictures must be 0 or more, got {config.remembered_pictures}")
         if config.too_long not in ("raise", "drop", "cut"):
@@ -142,20 +147,37 @@ class PackedLoader:
         config = self.config
         described: tuple[Any, ...] = (self.mixture.settings, config.seq_len, config.group, config.too_long)
         described += (astuple(config.loss), *([config.code_dropout] if config.code_dropout else []))
+        described += (("beginnings", config.beginnings),) if config.beginnings else ()
         return zlib.crc32(repr(described).encode())
 
     def _drop_codes(self, packed: Packed, numbers: list[list[int]]) -> None:
         """Put padding, which stands for an unseen code, in the place of codes that weigh as targets; labels stay."""
-        vocabulary, weights_RT = self.grammar.vocabulary, np.zeros_like(packed.loss_weights)
+        weights_RT = np.zeros_like(packed.loss_weights)
         weights_RT[:, 1:] = packed.loss_weights[:, :-1]
-        targets_RT = vocabulary.is_vision(packed.token_ids) & (weights_RT >= max(self.config.loss.vision, 1e-9))
+        targets_RT = self._target_codes(packed.token_ids, weights_RT)
         for row, documents in enumerate(numbers):
             for place, number in enumerate(documents):
                 rng = np.random.default_rng([self.mixture.seed, number, _DROPOUT])
                 if rng.random() < self.config.code_dropout:
                     chosen = (packed.document_ids[row] == place) & targets_RT[row]
                     chosen &= rng.random(len(chosen)) < rng.random()
-                    packed.token_ids[row, chosen] = vocabulary.pad
+                    packed.token_ids[row, chosen] = self.grammar.vocabulary.pad
+
+    def _target_codes(self, token_ids: np.ndarray, loss_weights: np.ndarray) -> np.ndarray:
+        """Return which tokens are codes to be predicted; ``loss_weights`` weigh the tokens themselves."""
+        return self.grammar.vocabulary.is_vision(token_ids) & (loss_weights >= max(self.config.loss.vision, 1e-9))
+
+    def _beginning(self, rendered: Rendered, number: int) -> Rendered:
+        """Return a document that ends with an early row of its first picture to be drawn, or all of it."""
+        rng = np.random.default_rng([self.mixture.seed, number, _BEGINNINGS])
+        drawn = self._target_codes(rendered.token_ids, rendered.loss_weights)
+        if rng.random() >= self.config.beginnings or not drawn.any():
+            return rendered
+        ids, vocabulary, start = rendered.token_ids, self.grammar.vocabulary, int(drawn.argmax())
+        frame = ids[start : start + int((ids[start:] == vocabulary.eof).argmax())]
+        ends = start + 1 + (frame == vocabulary.eol).nonzero()[0]
+        end = int(ends[rng.integers(max(1, len(ends) // 2))])
+        return Rendered(ids[:end], rendered.loss_weights[:end])
 
     def _next_row(self) -> list[_Waiting]:
         self._fill()
@@ -192,6 +214,8 @@ class PackedLoader:
             documents = encode_documents(documents, self.codec)
         for offset, (draw, document) in enumerate(zip(draws, documents, strict=True)):
             rendered = self.grammar.render(document, self.config.loss)
+            if self.config.beginnings:
+                rendered = self._beginning(rendered, first + offset)
             for piece, part in enumerate(self._admitted(rendered, draw)):
                 self._waiting.append(_Waiting(first + offset, piece, self.mixture.name(draw), part))
                 self._waiting_tokens += len(part.token_ids)

@@ -59,7 +59,8 @@ class GroupCodec:
 
 def mixture(*sources: Any, seed: int = 1) -> Mixture:
     entries = [
-        WeightedSource(name=f"s{number}", source=source, weight=2 - number) for number, source in enumerate(sources)
+        WeightedSource(name=f"s{number}", source=source, weight=1 / (1 + number))
+        for number, source in enumerate(sources)
     ]
     return Mixture(entries, seed=seed)
 
@@ -75,7 +76,9 @@ def same(one: Packed, other: Packed) -> bool:
 @pytest.mark.parametrize("pixels", [False, True])
 def test_resumed_equals_uninterrupted_after_every_batch(too_long: Any, pixels: bool) -> None:
     loss = LossWeights(prompt=0.5)
-    config = PackedLoaderConfig(rows=2, seq_len=60, group=5, too_long=too_long, loss=loss, code_dropout=0.5)
+    config = PackedLoaderConfig(
+        rows=2, seq_len=60, group=5, too_long=too_long, loss=loss, code_dropout=0.5, beginnings=0.3
+    )
 
     def loader() -> PackedLoader:
         mixed = mixture(Pictures(0, largest=9, pixels=pixels), Words(20))
@@ -192,6 +195,46 @@ def test_code_dropout_are_learned_but_not_seen() -> None:
     assert whole.std() > 0.2  # a share of its own for each document
     with pytest.raises(InputError, match=r"loss\.prompt below 1"):
         PackedLoader(PackedLoaderConfig(rows=1, seq_len=9, code_dropout=0.5), mixture(Edits()), GRAMMAR)
+
+
+class Drawings:
+    def document(self, index: int) -> Document:
+        codes = np.random.default_rng([4, index]).integers(0, VISION_SIZE, (6, 3))
+        return formats.text_to_image(f"{index}", Image(codes=codes))
+
+
+def test_beginnings_end_with_one_of_the_first_rows_that_are_drawn() -> None:
+    sources = {"s0": Drawings(), "s1": Edits(), "s2": Words(20)}
+
+    def documents(share: float) -> dict[str, np.ndarray]:
+        config = PackedLoaderConfig(rows=2, seq_len=200, loss=LossWeights(prompt=0.1), beginnings=share)
+        loader = PackedLoader(config, mixture(*sources.values()), GRAMMAR)
+        found = {}
+        for batch in (loader.next_batch() for _ in range(12)):
+            for row, names in enumerate(batch.origins):
+                for place, name in enumerate(names):
+                    found[name] = batch.token_ids[row][batch.document_ids[row] == place]
+        return found
+
+    whole, begun, some = documents(0.0), documents(1.0), documents(0.5)
+    kept: dict[str, list[int]] = {"s0": [], "s1": []}
+    for name, ids in begun.items():
+        source, index = name.split(":")
+        full = GRAMMAR.render(sources[source].document(int(index))).token_ids
+        assert np.array_equal(ids, full[: len(ids)])
+        if source == "s2":
+            assert len(ids) == len(full)  # nothing is drawn in it
+            continue
+        assert ids[-1] == GRAMMAR.vocabulary.eol
+        source_rows = 4 if source == "s1" else 0  # what is given of an edit stays whole
+        kept[source].append(int((ids == GRAMMAR.vocabulary.eol).sum()) - source_rows)
+    assert set(kept["s0"]) == {1, 2, 3}  # of six rows
+    assert set(kept["s1"]) == {1, 2}  # of four
+    assert len(begun) > 1.3 * len(whole)
+    shortened = [ids[-1] == GRAMMAR.vocabulary.eol for name, ids in some.items() if not name.startswith("s2")]
+    assert 0.3 < np.mean(shortened) < 0.7
+    with pytest.raises(InputError, match=r"beginnings.*loss\.prompt below 1"):
+        PackedLoader(PackedLoaderConfig(rows=1, seq_len=9, beginnings=0.5), mixture(Edits()), GRAMMAR)
 
 
 def test_films_and_pictures_are_encoded() -> None:
