@@ -76,14 +76,9 @@ class NextTokenTask:
 
     def train_microbatch(self, microbatch: Packed) -> dict[str, Mean]:
         """Add the gradients of the weighted sum of the tokens' losses."""
-        assert self.model.lm_head is not None
         labels_N, weights_N = self._to_device(microbatch.labels).flatten(), self._to_device(microbatch.loss_weights)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            hidden_BTD = self.model.hidden(
-                self._to_device(microbatch.token_ids),
-                positions_BT=self._to_device(microbatch.positions),
-                document_ids_BT=self._to_device(microbatch.document_ids),
-            )
+        with self._autocast():
+            hidden_BTD = self._hidden(self.model, microbatch)
             loss, nll_N = self._loss_of(hidden_BTD.flatten(0, 1), labels_N, weights_N.flatten().float())
         loss.backward()
         weight = float(np.asarray(microbatch.loss_weights, dtype=np.float64).sum())
@@ -91,6 +86,7 @@ class NextTokenTask:
         self._weight += weight
         metrics = {"loss": Mean(loss.detach(), weight)} | self._by_modality(microbatch, nll_N)
         if self.config.logit_probe:
+            assert self.model.lm_head is not None
             with torch.no_grad():
                 probed_ND = hidden_BTD.flatten(0, 1)[: self.config.logit_probe].detach()
                 logits = torch.nn.functional.linear(probed_ND, self.model.lm_head.weight.to(probed_ND.dtype))
@@ -148,17 +144,31 @@ class NextTokenTask:
             with self.export() as model, torch.no_grad():
                 self._sampler(model, folder, step)
 
-    def _loss_of(self, hidden_ND: Tensor, labels_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weighted sum of the losses, and each token's."""
-        assert self.model.lm_head is not None
-        head, chunk, z_loss = self.model.lm_head.weight, self.config.loss_chunk, self.config.z_loss
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def _hidden(self, model: Transformer, microbatch: Packed) -> Tensor:
+        """Return what a model makes of each token [B, T, D]."""
+        return model.hidden(
+            self._to_device(microbatch.token_ids),
+            positions_BT=self._to_device(microbatch.positions),
+            document_ids_BT=self._to_device(microbatch.document_ids),
+        )
+
+    def _loss_of(
+        self, hidden_ND: Tensor, labels_N: Tensor, weights_N: Tensor, model: Transformer | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of the losses and each token's, by the head of the trained model or of another."""
+        model = model or self.model
+        assert model.lm_head is not None
+        head, chunk, z_loss = model.lm_head.weight, self.config.loss_chunk, self.config.z_loss
         if self.config.loss_over == "vocabulary":
             return weighted_cross_entropy(hidden_ND, head, labels_N, weights_N, chunk=chunk, z_loss=z_loss)
         first_code, codes_N = self.vocabulary.vision.start, labels_N >= self.vocabulary.vision.start
         total, nll_N = hidden_ND.new_zeros((), dtype=torch.float32), weights_N.new_zeros(len(labels_N))
         others_KD, vision_KD = head.split([first_code, len(head) - first_code])
         for rows, of_kind_KD, first in ((codes_N, vision_KD, first_code), (~codes_N, others_KD, 0)):
-            chosen = (rows & (weights_N > 0)).nonzero().flatten()
+            chosen = (rows & (weights_N != 0)).nonzero().flatten()
             loss, nll = weighted_cross_entropy(
                 hidden_ND[chosen], of_kind_KD, labels_N[chosen] - first, weights_N[chosen], chunk=chunk, z_loss=z_loss
             )
