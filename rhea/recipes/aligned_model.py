@@ -38,12 +38,17 @@ class AlignedModelRecipe:
     rows: int = 4
     seq_len: int = 1024
     task: PreferenceTaskConfig
+    blend: float = 0.5
+    """How far the checkpoint goes from the weights before to the trained ones: half way keeps what no pair asked for
+    (arXiv 2109.01903)."""
     trainer: TrainerConfig
     device: str | None = None
     """Where it trains: cpu, cuda or mps; by default the GPU if there is one."""
 
     def run(self, folder: Path) -> bool:
         """Train in ``folder``, or go on there, and write ``folder/checkpoint``; return whether it is complete."""
+        if not 0 < self.blend <= 1:
+            raise InputError(f"blend is {self.blend}; it must be above 0 and at most 1")
         start, device = load_checkpoint(self.start_from, dtype=torch.float32), choose_device(self.device)
         model, vocabulary = start.transformer, start.vocabulary
         if model is None or vocabulary is None:
@@ -61,11 +66,12 @@ class AlignedModelRecipe:
         config = replace(self.task, base=affordable(self.task.base, device))
         task = PreferenceTask(config, model.to(device), deepcopy(model), vocabulary)
         complete = Trainer(self.trainer, task, loader, folder).train()
+        blended, before = Transformer(model.config), task.reference.state_dict()
         with task.export() as trained:
-            half = Transformer(trained.config)
-            half.load_state_dict(trained.state_dict())
+            after = trained.state_dict()
+            blended.load_state_dict({name: before[name].lerp(after[name], self.blend) for name in after})
         card = f"# An aligned model\n\nMade from {self.start_from} by the recipe `aligned-model` in `rhea/recipes`.\n"
-        aligned = replace(start, transformer=half.to(torch.bfloat16))
+        aligned = replace(start, transformer=blended.to(torch.bfloat16))
         save_checkpoint(folder / "checkpoint", aligned, card=card, overwrite=True)
         return complete
 
@@ -83,7 +89,7 @@ def aligned_model() -> AlignedModelRecipe:
         ),
         trainer=TrainerConfig(
             total_steps=steps,
-            schedule=ScheduleConfig(learning_rate=1e-4, warmup_steps=10, kind="wsd", decay_steps=steps // 2),
+            schedule=ScheduleConfig(learning_rate=4e-5, warmup_steps=10, kind="wsd", decay_steps=steps // 2),
             checkpoint_every=50,
             log_every=5,
         ),

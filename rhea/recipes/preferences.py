@@ -31,7 +31,7 @@ _Judge = Callable[[Sequence[ShapeObject]], bool]
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesPreferencesConfig:
-    prompts: int = 1600
+    prompts: int = 1408
     """How many to ask; those that are always or never right give no pairs."""
     samples: int = 4
     """Tries of each."""

@@ -23,7 +23,7 @@ SHAPES = ShapesPreferencesConfig(prompts=20, samples=2, objects=(3,))
 
 def small() -> AlignedModelRecipe:
     recipe = aligned_model()
-    trainer = replace(recipe.trainer, total_steps=2, schedule=ScheduleConfig(learning_rate=1e-4), log_every=1)
+    trainer = replace(recipe.trainer, total_steps=2, schedule=ScheduleConfig(learning_rate=1e-2), log_every=1)
     return replace(recipe, shapes=SHAPES, rows=1, trainer=trainer, device="cpu")
 
 
@@ -57,12 +57,20 @@ def test_the_chosen_tries_are_right_and_the_rejected_wrong(run: Path) -> None:
             assert judges[pair.prompt_ids](read_picture(codec.decode_picture(drawn.codes))) is right  # type: ignore[union-attr]
 
 
-def test_the_run_ends_in_a_checkpoint_that_draws_otherwise(run: Path) -> None:
-    aligned, default = rhea.load(run / "checkpoint", device="cpu"), rhea.load(device="cpu")
-    assert aligned.defaults == default.defaults
-    transformers = [load_checkpoint(folder).transformer for folder in (run / "checkpoint", DEFAULT_MODEL)]
-    heads = [each.lm_head.weight for each in transformers if each is not None and each.lm_head is not None]
-    assert not torch.equal(*heads)
+def head(folder: Path) -> torch.Tensor:
+    transformer = load_checkpoint(folder, dtype=torch.float32).transformer
+    assert transformer is not None
+    assert transformer.lm_head is not None
+    return transformer.lm_head.weight
+
+
+def test_the_checkpoint_lies_half_way_between_before_and_after(run: Path, tmp_path: Path) -> None:
+    assert replace(small(), pairs=str(run / "preferences.jsonl"), blend=1.0).run(tmp_path)
+    before, half, after = map(head, (DEFAULT_MODEL, run / "checkpoint", tmp_path / "checkpoint"))
+    assert (after - before).abs().mean() > 3e-3
+    torch.testing.assert_close(half, (before + after) / 2, rtol=1e-2, atol=1e-4)  # bfloat16
+    aligned = rhea.load(run / "checkpoint", device="cpu")
+    assert aligned.defaults == rhea.load(device="cpu").defaults
     assert aligned.generate("a small red circle")[0].pixels.shape == (64, 64, 3)
 
 
@@ -84,6 +92,8 @@ def test_pairs_that_were_drawn_before_an_interruption_are_kept(run: Path, tmp_pa
 def test_what_gives_no_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two samples or more"):
         replace(small(), shapes=replace(SHAPES, samples=1)).run(tmp_path / "run")
+    with pytest.raises(InputError, match="blend is 0"):
+        replace(small(), blend=0.0).run(tmp_path / "run")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(InputError, match="no pairs to learn from"):
         replace(small(), pairs=str(tmp_path / "empty.jsonl")).run(tmp_path / "run")
