@@ -66,7 +66,7 @@ token, so that every part of Rhea can be tried on a laptop without a download.
 Both parts started from random weights; no other data went in. Ten combinations of size, colour and shape were left out
 on purpose, so that what it makes of them can be graded.
 
-**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about seventeen hours:
+**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about fifteen hours:
 
     rhea train default-tokenizer
     rhea train local-tokenizer --task.codebook.merge-below 0
@@ -129,16 +129,10 @@ on purpose, so that what it makes of them can be graded.
         --data.tasks.text-to-image 0.38 --data.tasks.question-answering 0.09 --data.tasks.editing 0.34 \\
         --data.tasks.video-prediction 0.11 --data.tasks.text-to-video 0.06 --data.tasks.captioning 0.01    # 823 steps
     rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/thirteenth/checkpoint --data.seed 131 \\
-        --output runs/fourteenth $practice --loader.loss.text 3 --task.ema-decay 0.99 --trainer.total-steps 1080 \\
+        $practice --loader.loss.text 3 --task.ema-decay 0.99 --trainer.total-steps 1080 \\
         --trainer.schedule.decay-steps 1050 --trainer.schedule.learning-rate 0.0015 --data.tasks.text-to-image 0.38 \\
         --data.tasks.question-answering 0.14 --data.tasks.editing 0.30 --data.tasks.video-prediction 0.08 \\
         --data.tasks.text-to-video 0.09 --data.tasks.captioning 0.02 --data.questions $all $counts
-    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/fourteenth/checkpoint --data.seed 91 \\
-        --output runs/fifteenth $practice --loader.loss.text 3 --trainer.total-steps 1300 \\
-        --trainer.schedule.decay-steps 700 --trainer.schedule.learning-rate 0.0018 --data.tasks.text-to-image 0.36 \\
-        --data.tasks.question-answering 0.24 --data.tasks.editing 0.30 --data.tasks.video-prediction 0.05 \\
-        --data.tasks.text-to-video 0.02 --data.tasks.captioning 0.02 --data.questions $all $counts    # 2300 to 716
-    rhea train aligned-model --start-from runs/fifteenth/checkpoint
 
 where `$all` is each type of question once and `$hard` is height four times, vertical, relation, count_colour and
 count_shape three times each and horizontal twice. The first two runs still wrote the source picture of an edit before
