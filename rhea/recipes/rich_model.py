@@ -138,6 +138,7 @@ def rich_model() -> RichModelRecipe:
             recipe.loader,
             loss=LossWeights(text=2.0, vision=0.5, structure=0.1, prompt=0.05),
             code_dropout=0.7,
+            beginnings=0.5,
             remembered_pictures=100_000,
         ),
         task=replace(recipe.task, loss_over="kind"),
@@ -146,5 +147,5 @@ def rich_model() -> RichModelRecipe:
             total_steps=steps,
             schedule=ScheduleConfig(learning_rate=2e-3, warmup_steps=200, kind="wsd", decay_steps=steps // 4),
         ),
-        generation=recipe.generation,
+        generation=recipe.generation | {"temperature": 0.3, "top_p": 1.0, "guidance_scale": 1.3},
     )
