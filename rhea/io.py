@@ -111,3 +111,20 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
+
+
+def claim(made: Path, manifest: Path, told: dict[str, Any]) -> None:
+    """Write into ``manifest`` whose ``made`` is; raise InputError if that is known and differs from ``told``.
+
+    So what an interrupted run made is gone on with by the same run only.
+    """
+    told = json.loads(json.dumps(told))
+    if not manifest.exists():
+        write_json(manifest, told)
+        return
+    known = read_json(manifest)
+    different = [name for name, value in told.items() if not isinstance(known, dict) or known.get(name) != value]
+    if different:
+        raise InputError(
+            f"{made} is of another run (other {', '.join(different)}): delete it and {manifest}, or name another"
+        )

@@ -55,6 +55,11 @@ def _read(line: str, where: str, vocab_size: int) -> Pair:
         record = json.loads(line)
     except ValueError as error:
         raise InputError(f"{where}: not JSON") from error
+    return pair(record, where, vocab_size)
+
+
+def pair(record: Any, where: str, vocab_size: int) -> Pair:
+    """Return the pair that a JSON object tells; InputError, beginning with ``where``, if it tells none."""
     if not isinstance(record, dict) or not all(_are_ids(record.get(name), vocab_size) for name in _FIELDS):
         raise InputError(f"{where}: needs {', '.join(_FIELDS)}, each a list of ids from 0 to {vocab_size - 1}")
     if record["chosen_ids"] == record["rejected_ids"]:

@@ -4,7 +4,6 @@ A file beside the folder (``DIR.json``, never inside: scorers read all that is t
 that a folder is never filled by two checkpoints or with two settings.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from rhea.evaluation.suites import SUITES, Wanted, read_order
 from rhea.generation.completion import Prompt
 from rhea.generation.model import Rhea
 from rhea.generation.results import Film, Picture
-from rhea.io import atomic_file, read_json, write_json
+from rhea.io import atomic_file, claim
 from rhea.media import write_film, write_picture
 
 _BATCH = 16
@@ -74,18 +73,9 @@ def _claim(output: Path, model: Rhea, settings: dict[str, Any]) -> None:
     """Write down whose pictures the folder holds; raise InputError if they are others'."""
     manifest = output.with_name(output.name + ".json")
     told = settings | {"checkpoint": checkpoint_hash(model.checkpoint), "generation": to_dict(model.defaults)}
-    told = json.loads(json.dumps(told))
-    if manifest.exists():
-        known = read_json(manifest)
-        different = [name for name, value in told.items() if not isinstance(known, dict) or known.get(name) != value]
-        if different:
-            raise InputError(
-                f"{output} is of another run (other {', '.join(different)}): delete it and {manifest}, or name another"
-            )
-    elif output.is_dir() and any(output.iterdir()):
+    if not manifest.exists() and output.is_dir() and any(output.iterdir()):
         raise InputError(f"{output} is not empty, and {manifest} does not tell what is in it: name another folder")
-    else:
-        write_json(manifest, told)
+    claim(output, manifest, told)
 
 
 def _draw(model: Rhea, output: Path, wanted: Sequence[Wanted], prompts: Sequence[Sequence[Prompt]]) -> None:

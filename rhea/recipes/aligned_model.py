@@ -1,7 +1,8 @@
 """The aligned model: a trained one that learns from its own right and wrong tries what is preferred (DPO).
 
-Pairs come from a file (``rhea.documents.pairs``), of people's choices for example; without one the model draws pictures
-and edits of the shapes world, which the grader sorts. The run folder keeps them, and at the end the checkpoint.
+Pairs come from a file (``rhea.documents.pairs``), or from what people preferred in the studio; without one the model
+draws pictures and edits of the shapes world, which the grader sorts. The run folder keeps them, and at the end the
+checkpoint.
 """
 
 from copy import deepcopy
@@ -12,13 +13,14 @@ import torch
 
 from rhea.checkpoints.load import load_checkpoint
 from rhea.checkpoints.save import save_checkpoint
-from rhea.documents.pairs import PairLoader, read_pairs
+from rhea.documents.pairs import Pair, PairLoader, read_pairs
 from rhea.errors import InputError
 from rhea.generation.loading import DEFAULT_MODEL, load_model
 from rhea.models.device import choose_device
 from rhea.models.transformer import Transformer
 from rhea.recipes.precision import affordable
 from rhea.recipes.preferences import ShapesPreferencesConfig, draw_preferences
+from rhea.studio.export import preferred
 from rhea.training.next_token import NextTokenTaskConfig
 from rhea.training.optimizer import OptimizerConfig
 from rhea.training.preference import PreferenceTask, PreferenceTaskConfig
@@ -33,7 +35,7 @@ class AlignedModelRecipe:
     start_from: str = str(DEFAULT_MODEL)
     """The checkpoint to align; it is also the reference."""
     pairs: str = ""
-    """A file of pairs; if empty, they are drawn as ``shapes`` says."""
+    """A file of pairs, or a .zip that the studio's Compare exported; if empty, they are drawn as ``shapes`` says."""
     shapes: ShapesPreferencesConfig = field(default_factory=ShapesPreferencesConfig)
     rows: int = 4
     seq_len: int = 1024
@@ -53,11 +55,8 @@ class AlignedModelRecipe:
         model, vocabulary = start.transformer, start.vocabulary
         if model is None or vocabulary is None:
             raise InputError(f"{self.start_from} holds no transformer to align")
-        path = Path(self.pairs or folder / "preferences.jsonl")
-        if not self.pairs:
-            draw_preferences(load_model(self.start_from, device=self.device), self.shapes, path)
         loader = PairLoader(
-            read_pairs(path, vocabulary.size),
+            self._pairs(folder, vocabulary.size),
             rows=self.rows,
             seq_len=self.seq_len,
             pad=vocabulary.pad,
@@ -74,6 +73,14 @@ class AlignedModelRecipe:
         aligned = replace(start, transformer=blended.to(torch.bfloat16))
         save_checkpoint(folder / "checkpoint", aligned, card=card, overwrite=True)
         return complete
+
+    def _pairs(self, folder: Path, vocab_size: int) -> list[Pair]:
+        path = Path(self.pairs or folder / "preferences.jsonl")
+        if path.suffix == ".zip":
+            return preferred(path, load_model(self.start_from, device=self.device))
+        if not self.pairs:
+            draw_preferences(load_model(self.start_from, device=self.device), self.shapes, path)
+        return read_pairs(path, vocab_size)
 
 
 def aligned_model() -> AlignedModelRecipe:

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from rhea.config import to_dict
 from rhea.documents.pairs import Pair, read_pairs, write_pairs
 from rhea.errors import InputError
+from rhea.evaluation.report import checkpoint_hash
 from rhea.generation.completion import Completion, Prompt
 from rhea.generation.model import Rhea
+from rhea.io import claim
 from rhea.logging import console
 from rhea.worlds.shapes.edits import sample_edit
 from rhea.worlds.shapes.grader import read_picture
@@ -44,14 +47,19 @@ class ShapesPreferencesConfig:
 
 
 def draw_preferences(model: Rhea, config: ShapesPreferencesConfig, path: Path) -> None:
-    """Write the pairs into ``path``, or go on where an interrupted call stopped; nothing to do if the file is there."""
+    """Write the pairs into ``path``, or go on where an interrupted call stopped; nothing to do if the file is there.
+
+    InputError if what is there was drawn by another checkpoint or with other settings.
+    """
     if config.prompts < 1 or config.samples < 2 or not config.objects:
         raise InputError(f"pairs need prompts, two samples or more of each, and a number of objects: {config}")
+    by = {"checkpoint": checkpoint_hash(model.checkpoint), "generation": to_dict(model.defaults)}
+    claim(path, path.with_suffix(".json"), to_dict(config) | by)
     if path.is_file():
         return
     vocab_size, found = model.completer.grammar.vocabulary.size, list[Pair]()
     parts = path.with_suffix(".parts")
-    parts.mkdir(parents=True, exist_ok=True)
+    parts.mkdir(exist_ok=True)
     firsts = range(0, config.prompts, _GROUP)
     for first in track(firsts, "drawing pairs", console=console(), transient=True):
         part = parts / f"{first:06d}.jsonl"

@@ -1,22 +1,24 @@
-"""Judgements as a ZIP file of JSON lines and the files that they name, and corrections back as documents to train on.
+"""Judgements as a ZIP file of JSON lines and the files that they name; corrections and preferences back to train on.
 
-What was corrected by hand becomes what training reads anyway: a caption becomes ``formats.captioning``, an answer
-``formats.question_answering`` with the turns before it, each with the pixels of its file. ``Corrections`` is a source
-of such documents (``rhea.documents.mixture.Source``), so that a loader can mix them with others.
+What was preferred becomes pairs for DPO (``preferred``). What was corrected by hand becomes what training reads anyway:
+a caption becomes ``formats.captioning``, an answer ``formats.question_answering`` with the turns before it, each with
+the pixels of its file. ``Corrections`` is a source of such documents (``rhea.documents.mixture.Source``), so that a
+loader can mix them with others.
 """
 
 import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rhea import media
 from rhea.documents import formats
 from rhea.documents.document import Document, Image, Video
+from rhea.documents.pairs import Pair, pair
 from rhea.errors import InputError
+from rhea.generation.model import Rhea
 from rhea.io import atomic_file
 from rhea.studio.store import Store, file_name
 
@@ -42,11 +44,7 @@ class Corrections:
     def __init__(self, path: str | Path) -> None:
         """Read the records; InputError if the file is no export or nothing was corrected."""
         self.path = Path(path)
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                self.records = [*_lines(archive, "captions"), *_lines(archive, "answers")]
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise InputError(f"{self.path} is no export of the studio: {error}") from None
+        self.records = _records(self.path, "captions") + _records(self.path, "answers")
         if not self.records:
             raise InputError(f"nothing was corrected in {self.path}: there is nothing to learn from it")
 
@@ -72,5 +70,26 @@ class Corrections:
             return Video(frames=film.frames, fps=film.fps)
 
 
-def _lines(archive: zipfile.ZipFile, name: str) -> Iterator[dict[str, Any]]:
-    yield from map(json.loads, filter(None, archive.read(f"{name}.jsonl").decode().split("\n")))
+def preferred(path: str | Path, model: Rhea) -> list[Pair]:
+    """Return the preferences of an export as pairs for DPO, the prompts rendered as ``model`` is asked.
+
+    InputError if the file is no export, or holds tokens that the model does not know.
+    """
+    pairs = []
+    for record in _records(Path(path), "preferences"):
+        settings = record["chosen_settings"]
+        asked = {name: settings[name] for name in ("size", "num_frames", "fps") if name in settings}
+        prompt = model.prompts.draw(record["prompt"], video="num_frames" in asked, **asked)
+        prompt_ids = model.completer.grammar.render_prompt(prompt.document, prompt.next).tolist()
+        where = f"{path}, comparison {record['comparison']}"
+        pairs.append(pair(record | {"prompt_ids": prompt_ids}, where, model.completer.grammar.vocabulary.size))
+    return pairs
+
+
+def _records(path: Path, name: str) -> list[dict[str, Any]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            lines = archive.read(f"{name}.jsonl").decode().split("\n")
+        return [json.loads(line) for line in lines if line]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise InputError(f"{path} is no export of the studio: {error}") from None

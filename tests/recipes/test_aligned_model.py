@@ -78,6 +78,9 @@ def test_pairs_that_were_drawn_before_an_interruption_are_kept(run: Path, tmp_pa
     model, path = rhea.load(device="cpu"), tmp_path / "preferences.jsonl"
     whole = (run / "preferences.jsonl").read_text()
     draw_preferences(model, replace(SHAPES, prompts=16), path)
+    with pytest.raises(InputError, match=r"of another run \(other prompts\): delete it and .*preferences.json"):
+        draw_preferences(model, SHAPES, path)
+    path.with_suffix(".json").unlink()
     parts = path.with_suffix(".parts")
     parts.mkdir()
     path.rename(parts / "000000.jsonl")  # as if stopped after the first group

@@ -19,7 +19,7 @@ from rhea.documents.mixture import Mixture, WeightedSource
 from rhea.errors import InputError
 from rhea.generation.model import Rhea
 from rhea.studio.agreement import agreement_of
-from rhea.studio.export import Corrections, export
+from rhea.studio.export import Corrections, export, preferred
 from rhea.studio.shelf import Piece
 from rhea.studio.store import _VERSIONS, Comparison, Rating, Sample, Store
 
@@ -170,11 +170,36 @@ def test_corrections_come_back_as_documents_to_train_on(store: Store, tmp_path: 
     assert loader.next_batch().token_ids.shape == (2, 128)
 
 
+def test_preferences_come_back_as_pairs_to_learn_from(store: Store, tmp_path: Path) -> None:
+    """The tokens before both are those that the model was given when it drew them."""
+    tiny = Rhea(tiny_checkpoint())
+    picture = {"size": "32x16", "model": "rhea", "guidance_scale": 2.0}
+    film = {"num_frames": 5, "fps": 4.0}
+    for settings in (picture, film):
+        kept = store.add("a red circle", [replace(each, settings=settings) for each in some()])
+        store.judge(kept.id, "Ada", kept.samples[1].id)
+    export(store, tmp_path / "out.zip")
+    asked = [
+        tiny.prompts.draw("a red circle", size="32x16"),
+        tiny.prompts.draw("a red circle", video=True, num_frames=5, fps=4.0),
+    ]
+    expected = [tuple(tiny.completer.grammar.render_prompt(each.document, each.next)) for each in asked]
+    assert [each.prompt_ids for each in preferred(tmp_path / "out.zip", tiny)] == expected
+    assert [(e.chosen_ids, e.rejected_ids) for e in preferred(tmp_path / "out.zip", tiny)] == [((7, 1), (7, 0))] * 2
+    strange = store.add("a red circle", [replace(each, token_ids=(10**6, index)) for index, each in enumerate(some())])
+    store.judge(strange.id, "Ada", strange.samples[0].id)
+    export(store, tmp_path / "out.zip")
+    with pytest.raises(InputError, match="comparison 3: needs prompt_ids, chosen_ids"):
+        preferred(tmp_path / "out.zip", tiny)
+
+
 def test_what_is_no_export_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "notes.zip").write_text("no archive")
     for name in ("notes.zip", "missing.zip"):
         with pytest.raises(InputError, match="is no export"):
             Corrections(tmp_path / name)
+        with pytest.raises(InputError, match="is no export"):
+            preferred(tmp_path / name, Rhea(tiny_checkpoint()))
     export(store, tmp_path / "empty.zip")
     with pytest.raises(InputError, match="nothing was corrected"):
         Corrections(tmp_path / "empty.zip")

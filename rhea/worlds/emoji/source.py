@@ -75,6 +75,7 @@ class EmojiSource:
             raise InputError(f"no pictures of {config.shards} belong to the {config.split} split")
         self._shares = task_shares(config.tasks)
         self._passes = Passes(len(self.numbers), config.seed)
+        self._pixels: dict[int, np.ndarray] = {}
 
     def document(self, index: int) -> Document:
         """Make document ``index``, with pixels; the same index always gives the same document."""
@@ -100,8 +101,13 @@ class EmojiSource:
         )
 
     def image(self, number: int) -> Image:
-        """Decode sample ``number`` of the shards, ``side`` x ``side`` pixels (bicubic, as pixel policies resize)."""
-        pixels, side = self.shards.picture(number), self.config.side
-        if pixels.shape[:2] != (side, side):
-            pixels = np.asarray(Pillow.fromarray(pixels).resize((side, side), Pillow.Resampling.BICUBIC))
-        return Image(pixels=pixels)
+        """Return sample ``number`` of the shards, ``side`` x ``side`` pixels (bicubic, as pixel policies resize).
+
+        Pictures stay decoded, 12 kB each of 64 pixels, 49 kB of 128: each comes again with every pass.
+        """
+        if number not in self._pixels:
+            pixels, side = self.shards.picture(number), self.config.side
+            if pixels.shape[:2] != (side, side):
+                pixels = np.asarray(Pillow.fromarray(pixels).resize((side, side), Pillow.Resampling.BICUBIC))
+            self._pixels[number] = pixels
+        return Image(pixels=self._pixels[number])
