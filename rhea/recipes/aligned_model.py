@@ -18,6 +18,7 @@ from rhea.errors import InputError
 from rhea.generation.loading import DEFAULT_MODEL, load_model
 from rhea.models.device import choose_device
 from rhea.models.transformer import Transformer
+from rhea.recipes.model_recipe import mean_checkpoint
 from rhea.recipes.precision import affordable
 from rhea.recipes.preferences import ShapesPreferencesConfig, draw_preferences
 from rhea.studio.export import preferred
@@ -32,8 +33,8 @@ from rhea.training.trainer import Trainer, TrainerConfig
 class AlignedModelRecipe:
     """Everything that decides the training."""
 
-    start_from: str = str(DEFAULT_MODEL)
-    """The checkpoint to align; it is also the reference."""
+    start_from: tuple[str, ...] = (str(DEFAULT_MODEL),)
+    """The checkpoint to align; it is also the reference. Of several of one origin, the mean of their weights."""
     pairs: str = ""
     """A file of pairs, or a .zip that the studio's Compare exported; if empty, they are drawn as ``shapes`` says."""
     shapes: ShapesPreferencesConfig = field(default_factory=ShapesPreferencesConfig)
@@ -51,10 +52,12 @@ class AlignedModelRecipe:
         """Train in ``folder``, or go on there, and write ``folder/checkpoint``; return whether it is complete."""
         if not 0 < self.blend <= 1:
             raise InputError(f"blend is {self.blend}; it must be above 0 and at most 1")
-        start, device = load_checkpoint(self.start_from, dtype=torch.float32), choose_device(self.device)
+        if not self.start_from:
+            raise InputError("start_from names no checkpoint to align")
+        start, device = load_checkpoint(self._start(folder), dtype=torch.float32), choose_device(self.device)
         model, vocabulary = start.transformer, start.vocabulary
         if model is None or vocabulary is None:
-            raise InputError(f"{self.start_from} holds no transformer to align")
+            raise InputError(f"{self._start(folder)} holds no transformer to align")
         loader = PairLoader(
             self._pairs(folder, vocabulary.size),
             rows=self.rows,
@@ -69,17 +72,30 @@ class AlignedModelRecipe:
         with task.export() as trained:
             after = trained.state_dict()
             blended.load_state_dict({name: before[name].lerp(after[name], self.blend) for name in after})
-        card = f"# An aligned model\n\nMade from {self.start_from} by the recipe `aligned-model` in `rhea/recipes`.\n"
+        origin = " and ".join(self.start_from)
+        card = f"# An aligned model\n\nMade from {origin} by the recipe `aligned-model` in `rhea/recipes`.\n"
         aligned = replace(start, transformer=blended.to(torch.bfloat16))
         save_checkpoint(folder / "checkpoint", aligned, card=card, overwrite=True)
         return complete
 
+    def _start(self, folder: Path) -> str:
+        """Return the one checkpoint to start from; a mean of several is kept in the run folder."""
+        if len(self.start_from) == 1:
+            return self.start_from[0]
+        mean = folder / "start"
+        if not mean.is_dir():
+            checkpoint = mean_checkpoint(self.start_from)
+            assert checkpoint.transformer is not None
+            checkpoint.transformer.to(torch.bfloat16)
+            save_checkpoint(mean, checkpoint)
+        return str(mean)
+
     def _pairs(self, folder: Path, vocab_size: int) -> list[Pair]:
         path = Path(self.pairs or folder / "preferences.jsonl")
         if path.suffix == ".zip":
-            return preferred(path, load_model(self.start_from, device=self.device))
+            return preferred(path, load_model(self._start(folder), device=self.device))
         if not self.pairs:
-            draw_preferences(load_model(self.start_from, device=self.device), self.shapes, path)
+            draw_preferences(load_model(self._start(folder), device=self.device), self.shapes, path)
         return read_pairs(path, vocab_size)
 
 

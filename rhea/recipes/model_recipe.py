@@ -104,7 +104,8 @@ class ModelRecipe(ABC):
     def run_transformer(self, folder: Path) -> bool:
         """Do so with the vision tokenizer of ``tokenizer_run``."""
         mixture, vision_tokenizer = self.mixture(), self.vision_tokenizer()
-        start = _start(self.start_from)
+        paths = [path for path in self.start_from if path]
+        start = mean_checkpoint(paths) if paths else None
         text_tokenizer = (start and start.text_tokenizer) or self._text_tokenizer(folder)
         vocabulary = compact_vocabulary(text_tokenizer.vocab_size, vision_tokenizer.config.codebook_size)
         model = Transformer(replace(self.model, vocab_size=Vocabulary(vocabulary).size))
@@ -161,11 +162,11 @@ class ModelRecipe(ABC):
         )
 
 
-def _start(paths: Sequence[str]) -> Checkpoint | None:
+def mean_checkpoint(paths: Sequence[str]) -> Checkpoint:
     """Load a checkpoint, or the first of several with their mean weights; InputError if those are not alike."""
-    checkpoints = [load_checkpoint(path, dtype=torch.float32) for path in paths if path]
-    if len(checkpoints) < 2:
-        return checkpoints[0] if checkpoints else None
+    checkpoints = [load_checkpoint(path, dtype=torch.float32) for path in paths]
+    if len(checkpoints) == 1:
+        return checkpoints[0]
     transformers = [each.transformer for each in checkpoints if each.transformer is not None]
     first, alike = checkpoints[0], len(transformers) == len(checkpoints)
     for other in checkpoints[1:]:

@@ -92,6 +92,15 @@ def test_pairs_that_were_drawn_before_an_interruption_are_kept(run: Path, tmp_pa
     assert path.read_text() == "kept"
 
 
+def test_of_several_checkpoints_the_mean_is_aligned(run: Path, tmp_path: Path) -> None:
+    starts = (str(DEFAULT_MODEL), str(run / "checkpoint"))
+    assert replace(small(), start_from=starts, pairs=str(run / "preferences.jsonl")).run(tmp_path)
+    mean = (head(DEFAULT_MODEL) + head(run / "checkpoint")) / 2
+    torch.testing.assert_close(head(tmp_path / "start"), mean, rtol=1e-2, atol=1e-4)  # bfloat16
+    with pytest.raises(InputError, match="no checkpoint"):
+        replace(small(), start_from=()).run(tmp_path)
+
+
 def test_what_gives_no_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two samples or more"):
         replace(small(), shapes=replace(SHAPES, samples=1)).run(tmp_path / "run")

@@ -19,7 +19,7 @@ from rhea.recipes.debug import DebugRecipe, debug
 from rhea.recipes.default_model import DefaultModelRecipe, default_model
 from rhea.recipes.default_tokenizer import default_tokenizer, local_tokenizer
 from rhea.recipes.emu3 import emu3_transformer, emu3_vision_tokenizer
-from rhea.recipes.model_recipe import _start
+from rhea.recipes.model_recipe import mean_checkpoint
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
 from rhea.training.schedule import ScheduleConfig
 
@@ -111,7 +111,7 @@ def test_runs_beside_one_another_go_on_from_their_mean(debug_run: Path, tmp_path
     with torch.no_grad():
         other.transformer.norm.weight += 1  # in bfloat16 exact enough to be told from the mean
     save_checkpoint(paths[1], other)
-    first, mean = load_checkpoint(paths[0]), _start(paths)
+    first, mean = load_checkpoint(paths[0]), mean_checkpoint(paths)
     expected = first.transformer.norm.weight.float() + 0.5
     torch.testing.assert_close(mean.transformer.norm.weight, expected, rtol=0, atol=0.01)
     torch.testing.assert_close(mean.transformer.lm_head.weight, first.transformer.lm_head.weight.float())
@@ -121,7 +121,7 @@ def test_runs_beside_one_another_go_on_from_their_mean(debug_run: Path, tmp_path
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(words))
     with pytest.raises(InputError, match="same sizes and text tokenizer"):
-        _start(paths)
+        mean_checkpoint(paths)
 
 
 def test_a_larger_model_grows_from_a_checkpoint_of_other_tokenizers(debug_run: Path, tmp_path: Path) -> None:
