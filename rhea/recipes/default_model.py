@@ -66,7 +66,7 @@ token, so that every part of Rhea can be tried on a laptop without a download.
 Both parts started from random weights; no other data went in. Ten combinations of size, colour and shape were left out
 on purpose, so that what it makes of them can be graded.
 
-**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about fifteen hours:
+**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about seventeen hours:
 
     rhea train default-tokenizer
     rhea train local-tokenizer --task.codebook.merge-below 0
@@ -132,18 +132,32 @@ on purpose, so that what it makes of them can be graded.
         $practice --loader.loss.text 3 --task.ema-decay 0.99 --trainer.total-steps 1080 \\
         --trainer.schedule.decay-steps 1050 --trainer.schedule.learning-rate 0.0015 --data.tasks.text-to-image 0.38 \\
         --data.tasks.question-answering 0.14 --data.tasks.editing 0.30 --data.tasks.video-prediction 0.08 \\
-        --data.tasks.text-to-video 0.09 --data.tasks.captioning 0.02 --data.questions $all $counts
+        --data.tasks.text-to-video 0.09 --data.tasks.captioning 0.02 --data.questions $all $counts \\
+        --output runs/fourteenth
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/fourteenth/checkpoint \\
+        --output runs/fifteenth $practice --loader.loss.text 3 --trainer.total-steps 1300 \\
+        --trainer.schedule.decay-steps 700 --data.tasks.text-to-image 0.36 --data.tasks.question-answering 0.24 \\
+        --data.tasks.editing 0.30 --data.tasks.video-prediction 0.05 --data.tasks.text-to-video 0.02 \\
+        --data.tasks.captioning 0.02 --data.questions $all $counts
+    rhea train aligned-model --start-from runs/fifteenth/checkpoint --output runs/aligned
+    rhea train aligned-model --start-from runs/aligned/checkpoint --output runs/again --blend 1 \\
+        --shapes.prompts 1200 --shapes.objects 1 2 3 3 --trainer.total-steps 110 \\
+        --trainer.schedule.decay-steps 60 --trainer.schedule.learning-rate 2.5e-5
+    rhea train aligned-model --start-from runs/fourteenth/checkpoint runs/again/checkpoint --blend 0.6 \\
+        --pairs pairs.jsonl --trainer.total-steps 220 --trainer.schedule.decay-steps 110
 
-where `$all` is each type of question once and `$hard` is height four times, vertical, relation, count_colour and
-count_shape three times each and horizontal twice. The first two runs still wrote the source picture of an edit before
-the instruction; only from the sixth on captions said where things are, and only from the seventh on there were the
-questions "place" and "layout". `$places` was, up to step 2,719, place and count_shape four times each, layout, height,
-vertical and relation three times, count_colour and horizontal once; then vertical, relation and count_shape four times
-each, layout and count_colour twice, place, horizontal and height once. `$last` is relation four times, count_shape
-three times, vertical and count_colour twice and horizontal once; `$drawn` is count_shape four times, relation twice
-and vertical, height and count_colour once; `$counts` is count_shape four times, count_colour and relation twice and
-existence once. `$practice` is `--task.loss-over kind --trainer.schedule.warmup-steps 30 --data.english 0.6
---data.tasks.film-question-answering 0.01 --data.edits recolour reshape reshape resize resize remove add add`.
+`pairs.jsonl` is what the two aligned runs drew, and what the mean of the two checkpoints draws with `--shapes.prompts
+1536 --shapes.edits 0.65 --shapes.objects 1 2 3 3 3 --shapes.seed 7`: 1,427 pairs. `$all` is each type of question once
+and `$hard` is height four times, vertical, relation, count_colour and count_shape three times each and horizontal
+twice. The first two runs still wrote the source picture of an edit before the instruction; only from the sixth on
+captions said where things are, and only from the seventh on there were the questions "place" and "layout". `$places`
+was, up to step 2,719, place and count_shape four times each, layout, height, vertical and relation three times,
+count_colour and horizontal once; then vertical, relation and count_shape four times each, layout and count_colour
+twice, place, horizontal and height once. `$last` is relation four times, count_shape three times, vertical and
+count_colour twice and horizontal once; `$drawn` is count_shape four times, relation twice and vertical, height and
+count_colour once; `$counts` is count_shape four times, count_colour and relation twice and existence once. `$practice`
+is `--task.loss-over kind --trainer.schedule.warmup-steps 30 --data.english 0.6 --data.tasks.film-question-answering
+0.01 --data.edits recolour reshape reshape resize resize remove add add`.
 
 Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model. That
 has not been run to its end yet; the figures are of the chain above.
