@@ -42,7 +42,7 @@ HARD = (
 GENERATION: dict[str, Any] = {
     "temperature": 0.8,
     "top_p": 0.9,
-    "guidance_scale": 2.5,
+    "guidance_scale": 2.0,
     "film_guidance_scale": 2.0,
     "film_temperature": 0.9,
     "edit_guidance_scale": 2.0,
