@@ -9,13 +9,12 @@ is kept in benchmarks/shapes.report.records meanwhile.
 
 import argparse
 import json
-import shutil
 from typing import Any
 
-from record import HERE, save
+from graded import save_graded
+from record import HERE
 
 import rhea
-from rhea.evaluation.runner import read_shard, run_task
 from rhea.evaluation.shapes.bench import ShapesBenchmark
 from rhea.evaluation.shapes.task import ShapesTask
 
@@ -39,18 +38,15 @@ def main() -> None:
     parser.add_argument("--shard", default=None, help="I/N: only the I-th of N parts, from 0")
     parser.add_argument("--tasks", nargs="+", default=ShapesBenchmark().tasks, help="only these")
     arguments = parser.parse_args()
-    model, kept = rhea.load(arguments.checkpoint), HERE / "shapes.report.json"
+    model = rhea.load(arguments.checkpoint)
     task = ShapesTask(model, ShapesBenchmark(scenes=arguments.scenes, best_of=4, tasks=tuple(arguments.tasks)))
-    report = run_task(task, model, output=kept, shard=read_shard(arguments.shard))
-    if report is None:
-        print("the other shards are still at work")
-        return
-    found = {name: value for name, value in report.to_json().items() if name != "machine"}
-    if set(arguments.tasks) < set(ShapesBenchmark().tasks):
-        found = joined(found, json.loads((HERE / "shapes.json").read_text(encoding="utf-8")))
-    save(__file__, found)
-    shutil.rmtree(kept.with_suffix(".records"), ignore_errors=True)  # the last two may both have found all done
-    kept.unlink(missing_ok=True)
+
+    def finish(found: dict[str, Any]) -> dict[str, Any]:
+        if not set(arguments.tasks) < set(ShapesBenchmark().tasks):
+            return found
+        return joined(found, json.loads((HERE / "shapes.json").read_text(encoding="utf-8")))
+
+    save_graded(__file__, task, model, arguments.shard, finish)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The README's table of figures, made from the JSON files of the other benchmarks; the README quotes nothing else.
 
 Usage: python benchmarks/table.py           print it
-       python benchmarks/table.py --write   put it between the markers in README.md and in the default model's card
+       python benchmarks/table.py --write   put it between the markers in README.md and in the models' cards
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-CARD = HERE.parent / "rhea" / "assets" / "default" / "README.md"
+ASSETS = HERE.parent / "rhea" / "assets"
 MARKERS = re.compile(r"(<!-- figures:.*?-->\n).*?(<!-- end of figures -->)", re.DOTALL)
 PRODUCTS = "oneDNN's matrix products, which both sides use, are more than half of our time (LOG.md)"
 HEADER = "| what | figure | beside it | measured by |\n|---|--:|---|---|\n"
@@ -51,6 +51,28 @@ def shapes_rows() -> list[tuple[str, str, str, str]]:
     guesses = ", ".join(f"{guess} {value:.2f} px" for guess, value in films["unskilled"].items())
     told = "centre error of predicted films"
     rows.append((told, f"{films['value']:.2f} px", f"ceiling {films['ceiling']:.2f} px; {guesses}", "shapes"))
+    return rows
+
+
+def rich_rows() -> list[tuple[str, str, str, str]]:
+    """Return the rich model's figures, English ones with the Chinese beside them."""
+    figures = {(each["group"], each["name"]): each for each in load("rich_model")["figures"]}
+    rows = []
+    for group, name, told in (
+        ("emoji drawn, trained", "top-5", "rich: emoji of the training, drawn by name, of the five nearest to it"),
+        ("emoji drawn, absent, by other styles", "top-5", "rich: emoji that no picture shows in this style"),
+        ("emoji named, trained", "exact name", "rich: emoji of the training named exactly"),
+    ):
+        english, chinese = (figures[group, f"{name}, {language}"] for language in ("English", "Chinese"))
+        beside = f"Chinese {chinese['value']:.1%}; ceiling {english['ceiling']:.1%}; "
+        beside += ", ".join(f"{guess} {value:.1%}" for guess, value in english["unskilled"].items())
+        rows.append((told, f"{english['value']:.1%}", beside, "rich_model"))
+    for frame in (1, 16):
+        each = figures["driving", f"PSNR of predicted frame {frame}"]
+        beside = f"ceiling {each['ceiling']:.1f} dB; copy last {each['unskilled']['copy last']:.1f} dB"
+        rows.append(
+            (f"rich: frame {frame} of a driving film predicted", f"{each['value']:.1f} dB", beside, "rich_model")
+        )
     return rows
 
 
@@ -216,6 +238,7 @@ def all_rows() -> list[tuple[str, str, str, str]]:
     """Return every row."""
     return (
         shapes_rows()
+        + rich_rows()
         + generation_rows()
         + engine_rows()
         + pixel_rows()
@@ -248,7 +271,8 @@ def fill(path: Path, text: str) -> None:
 def main() -> None:
     if "--write" in sys.argv:
         fill(README, table())
-        fill(CARD, table(shapes_rows(), root="../../../"))
+        for name, rows in (("default", shapes_rows()), ("rich", rich_rows())):
+            fill(ASSETS / name / "README.md", table(rows, root="../../../"))
     else:
         print(table())
 

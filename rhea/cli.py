@@ -317,7 +317,7 @@ def convert(
 
 
 def demo(output: Path = Path("demo"), model: ModelOptions = MODEL) -> None:
-    """Show everything the default model can do: a folder of pictures, answers, an edit and films, and a page of them.
+    """Show what the models of the package can do: a folder of pictures, answers, edits and films, and a page of them.
 
     $ rhea demo --output demo
 
@@ -326,8 +326,9 @@ def demo(output: Path = Path("demo"), model: ModelOptions = MODEL) -> None:
     """
     from rhea.evaluation.demo import build_demo
 
+    rich = replace(model, checkpoint="rich").load() if model.checkpoint is None else None
     with _progress("drawing") as progress:
-        page = build_demo(model.load(), output, progress=progress)
+        page = build_demo(model.load(), output, rich=rich, progress=progress)
     _say(f"open {page}; to try things yourself: pip install -e '.[studio]' && rhea studio")
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class ModelOptions:
     """Which model answers, and where it runs."""
 
-    checkpoint: Annotated[str | None, arg(metavar="FOLDER|ID")] = None
-    """Checkpoint folder in any layout, or an id on the Hugging Face hub; the default model if not given."""
+    checkpoint: Annotated[str | None, arg(metavar="FOLDER|NAME|ID")] = None
+    """Checkpoint folder in any layout, an id on the Hugging Face hub, or `rich`, the model that draws emoji and drives;
+    the default model if not given."""
     vision_tokenizer: Annotated[str | None, arg(metavar="FOLDER|ID")] = None
     """A second folder or id, for releases that keep the vision tokenizer apart."""
     device: Annotated[str | None, arg(metavar="NAME")] = None

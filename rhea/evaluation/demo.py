@@ -5,7 +5,7 @@ exact grader of the shapes world reads in it. One prompt names a combination tha
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,17 @@ QUESTIONS = (
     (5, "图中有几个物体？"),
 )
 EDITS = ((1, "make the square red"), (2, "remove the ring"), (0, "add a large cyan cross"))
+EMOJI = (
+    "a flat icon of butterfly",
+    "a 3D icon of red apple",
+    "a color icon of sunflower",
+    "a Noto icon of rocket",
+    "扁平图标：帆船",
+    "立体图标：章鱼",
+    "彩色图标：火箭",
+    "Noto 图标：房子",
+)
+NAMING = {"en": "What is this called?", "zh": "这叫什么？"}
 FILM = "a small red circle moving to the right, a large green square moving down"
 _MARKER = "demo.json"
 _SEED = 0
@@ -63,8 +74,13 @@ class _Studio:
     progress: Callable[[Progress], None] | None
 
 
-def build_demo(model: Rhea, folder: str | Path, *, progress: Callable[[Progress], None] | None = None) -> Path:
-    """Make the demo in ``folder`` and return its page; an older demo is replaced, any other folder is refused."""
+def build_demo(
+    model: Rhea, folder: str | Path, *, rich: Rhea | None = None, progress: Callable[[Progress], None] | None = None
+) -> Path:
+    """Make the demo in ``folder`` and return its page; an older demo is replaced, any other folder is refused.
+
+    ``rich``: a model that draws and names emoji, which the page then shows as well.
+    """
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()) and not (target / _MARKER).is_file():
         raise InputError(f"{target} is not empty and is no demo: name another folder")
@@ -72,7 +88,7 @@ def build_demo(model: Rhea, folder: str | Path, *, progress: Callable[[Progress]
     with atomic_folder(target) as temporary:
         studio = _Studio(model=model, folder=temporary, progress=progress)
         pictures = _pictures(studio, page)
-        told = {
+        told: dict[str, Any] = {
             "pictures": [
                 {"prompt": text, "read": _read(pixels)} for text, pixels in zip(PICTURES, pictures, strict=True)
             ],
@@ -80,6 +96,8 @@ def build_demo(model: Rhea, folder: str | Path, *, progress: Callable[[Progress]
             "edits": _edits(studio, page, pictures),
             "films": _films(studio, page),
         }
+        if rich is not None:
+            told["emoji"] = _emoji(replace(studio, model=rich), page)
         write_json(temporary / _MARKER, told)
         (temporary / "index.html").write_text(page.html(), encoding="utf-8")
     return target / "index.html"
@@ -146,6 +164,19 @@ def _films(studio: _Studio, page: Page) -> list[dict[str, Any]]:
         {"prompt": FILM, "read": _read(made.frames[0])},
         {"given_frames": given, "frames": len(longer.frames), "read": _read(longer.frames[-1])},
     ]
+
+
+def _emoji(studio: _Studio, page: Page) -> list[dict[str, str]]:
+    """Draw emoji and ask the model what it sees in them."""
+    made: list[Any] = studio.model.generate(list(EMOJI), size=(64, 64), seed=_SEED, progress=studio.progress)
+    told, shown = [], []
+    for number, (text, each) in enumerate(zip(EMOJI, made, strict=True), 1):
+        each.save(studio.folder / f"emoji-{number}.png")
+        name = studio.model.ask(each, NAMING["en" if text.isascii() else "zh"], seed=_SEED)
+        told.append({"prompt": text, "named": name})
+        shown.append(Picture(pixels=each.pixels, caption=text, answer=f"it calls this: {name}"))
+    page.add("Emoji, by the package's second model", f'rhea generate "{EMOJI[0]}" --checkpoint rich', shown)
+    return told
 
 
 def _save_film(folder: Path, name: str, film: GeneratedFilm) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from rhea.checkpoints.hub import INSTALLED
 from rhea.checkpoints.load import load_checkpoint
 from rhea.errors import InputError
 from rhea.generation.engine import EngineConfig
@@ -12,7 +13,7 @@ from rhea.models.device import choose_device
 from rhea.models.quantized import WeightFormat, quantize
 from rhea.tokenizers.vocabulary import Vocabulary
 
-DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "default"
+DEFAULT_MODEL = INSTALLED / "default"
 _SMALL = 1_000_000_000
 """Models under this many parameters run in float32 on CPUs, whatever is stored."""
 
@@ -27,7 +28,7 @@ def load_model(
     weights: WeightFormat | None = None,
     engine: EngineConfig | None = None,
 ) -> Rhea:
-    """Load the default model, or a checkpoint folder or hub id in any layout.
+    """Load the default model, another of the package by its name, or a checkpoint folder or hub id in any layout.
 
     ``device``: "cpu", "cuda", "cuda:1" or "mps", by default the GPU if there is one. ``dtype`` of the transformer:
     "float32" or "bfloat16"; by default float32 for small models on a CPU and what is stored otherwise. The vision

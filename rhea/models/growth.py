@@ -40,19 +40,23 @@ def require_growth(small: TransformerConfig, large: TransformerConfig) -> None:
 
 
 @torch.no_grad()
-def grow(small: Transformer, large: Transformer, rows_VV: Tensor) -> None:
+def grow(small: Transformer, large: Transformer, rows_VV: Tensor | None = None) -> None:
     """Write the small model into the large one, whose weights must be initialised.
 
     ``rows_VV``: [rows of the large vocabulary, rows of the small one]; each row of embedding and head becomes this
-    mixture of the small model's rows. Where every row is a single one, logits are those of the small model.
+    mixture of the small model's rows. Where every row is a single one, logits are those of the small model. None if
+    both have the same vocabulary.
     """
     require_growth(small.config, large.config)
+    sizes = small.config.vocab_size, large.config.vocab_size
+    if rows_VV is None and sizes[0] != sizes[1]:
+        raise InputError(f"the smaller model has a vocabulary of {sizes[0]} tokens and the larger one of {sizes[1]}")
     grown, weights = large.state_dict(), {name: weight.float() for name, weight in small.state_dict().items()}
     layers = placed(small.config.num_layers, large.config.num_layers)
     for name, weight in grown.items():
         part = name.split(".")[-2]
         if part in ("embed_tokens", "lm_head"):
-            weight[:, : small.config.dim] = rows_VV @ weights[name]
+            weight[:, : small.config.dim] = weights[name] if rows_VV is None else rows_VV @ weights[name]
             if part == "embed_tokens":
                 weight[:, small.config.dim :] = 0
             continue

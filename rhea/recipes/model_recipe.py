@@ -31,6 +31,7 @@ from rhea.logging import console
 from rhea.media import write_picture
 from rhea.models.config import TransformerConfig
 from rhea.models.device import choose_device
+from rhea.models.growth import grow
 from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.growing import grow_from
@@ -63,7 +64,8 @@ class ModelRecipe(ABC):
     """Run folder of the vision tokenizer, or a checkpoint that holds one."""
     start_from: tuple[str, ...] = ()
     """A checkpoint of this model to go on from, with its text tokenizer; random weights if empty. Of several, runs
-    beside one another that began alike, the mean of their weights: local SGD (arXiv:1805.09767) by hand."""
+    beside one another that began alike, the mean of their weights: local SGD (arXiv:1805.09767) by hand. A smaller
+    transformer grows to this recipe's sizes (``rhea.models.growth``) and at first says what it said."""
     grow_from: str = ""
     """A checkpoint of a smaller model, of whatever tokenizers, whose skills a new run begins with, if it does not
     ``start_from`` another; random weights if both are empty."""
@@ -111,9 +113,7 @@ class ModelRecipe(ABC):
         model = Transformer(replace(self.model, vocab_size=Vocabulary(vocabulary).size))
         model.init_weights(self.trainer.seed)
         if start is not None and start.transformer is not None:
-            if start.transformer.config != model.config:
-                raise InputError(f"{self.start_from[0]} holds a transformer of other sizes than this recipe's")
-            model.load_state_dict(start.transformer.state_dict())
+            grow(start.transformer, model)
         about = self.about()
         grammar, codec = Grammar(Vocabulary(vocabulary), text_tokenizer), VisionCodec(vision_tokenizer, about.policy)
         if self.grow_from and start is None and not checkpoint_folders(folder):

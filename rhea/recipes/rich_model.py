@@ -21,13 +21,13 @@ from rhea.recipes.rich_tokenizer import RichTokenizerRecipe, rich_tokenizer
 from rhea.tokenizers.vision import PixelPolicy
 from rhea.training.schedule import ScheduleConfig
 from rhea.worlds.driving.source import TASKS, driving_source
-from rhea.worlds.emoji.source import EmojiSource, EmojiSourceConfig, EmojiTasks
+from rhea.worlds.emoji.source import EmojiSource, EmojiSourceConfig, EmojiTasks, EmojiWording
 from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig
 
 SAMPLES = (
     "a flat icon of butterfly",
-    "a 3D rendered icon of red apple",
-    "一个扁平图标：狗脸",
+    "a 3D icon of red apple",
+    "扁平图标：狗脸",
     "a small red circle",
     "a large blue star and a small yellow ring",
 )
@@ -71,6 +71,7 @@ class RichDataConfig:
     shares: RichShares = field(default_factory=RichShares)
     shapes: ShapesSourceConfig = field(default_factory=ShapesSourceConfig)
     emoji_tasks: EmojiTasks = field(default_factory=EmojiTasks)
+    emoji_wording: EmojiWording = field(default_factory=EmojiWording)
     num_frames: int = 16
     """Length of the films of driving."""
 
@@ -94,7 +95,8 @@ class RichModelRecipe(ModelRecipe):
         seed = data.seed + seed_offset
 
         def emoji(side: int, seed: int) -> EmojiSource:
-            return EmojiSource(EmojiSourceConfig(shards=data.emoji, seed=seed, side=side, tasks=data.emoji_tasks))
+            tasks, wording = data.emoji_tasks, data.emoji_wording
+            return EmojiSource(EmojiSourceConfig(shards=data.emoji, seed=seed, side=side, tasks=tasks, wording=wording))
 
         films = ShardSourceConfig(
             shards=data.driving, seed=seed, tasks=TASKS, num_frames=data.num_frames, given_latents=2
@@ -147,5 +149,5 @@ def rich_model() -> RichModelRecipe:
             total_steps=steps,
             schedule=ScheduleConfig(learning_rate=2e-3, warmup_steps=200, kind="wsd", decay_steps=steps // 4),
         ),
-        generation=recipe.generation | {"temperature": 0.3, "top_p": 1.0, "guidance_scale": 1.3},
+        generation=recipe.generation | {"temperature": 0.2, "top_p": 1.0, "guidance_scale": 1.0},
     )

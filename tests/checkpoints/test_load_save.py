@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from rhea.checkpoints import weights
 from rhea.checkpoints.configs import read_config
+from rhea.checkpoints.hub import INSTALLED, resolve
 from rhea.checkpoints.load import Checkpoint, load_checkpoint, open_folder
 from rhea.checkpoints.save import convert_checkpoint, save_checkpoint
 from rhea.errors import InputError
@@ -508,6 +509,16 @@ def test_a_text_tokenizer_too_large_for_its_vocabulary(folder: Path) -> None:
     specification["model"]["vocab"]["abc"] = 10**6
     (folder / "tokenizer.json").write_text(json.dumps(specification))
     refused(folder, "text tokenizer has 1000001 tokens", "room for 260")
+
+
+def test_models_of_the_package_have_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("default", "rich"):
+        assert resolve(name) == INSTALLED / name
+        assert (resolve(name) / "transformer.safetensors").is_file()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rich").mkdir()
+    assert resolve("rich") == Path("rich")  # what is here goes first
+    refused("richer", "no such folder", "default, rich")
 
 
 def test_hub_ids_give_one_plain_line_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_model import TRAINED_ON, tiny_checkpoint
 
+import rhea
 from rhea import media
 from rhea.errors import InputError
 from rhea.evaluation import demo
@@ -43,6 +44,19 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_emoji_of_a_second_model(model: Rhea, tmp_path: Path) -> None:
+    rich = rhea.load("rich", device="cpu")
+    text = build_demo(model, tmp_path / "demo", rich=rich).read_text(encoding="utf-8")
+    told = json.loads((tmp_path / "demo" / "demo.json").read_text(encoding="utf-8"))["emoji"]
+    assert [each["prompt"] for each in told] == list(demo.EMOJI)
+    for number, each in enumerate(told, 1):
+        assert media.read_picture(tmp_path / "demo" / f"emoji-{number}.png").shape == (64, 64, 3)
+        assert each["prompt"] in text
+        assert f"it calls this: {each['named']}" in text
+    right = [each["named"] for each in told if each["prompt"].endswith(each["named"])]
+    assert len(right) >= 3, told  # it reads what it drew; the drawing itself may be of another emoji
+
+
 def test_the_folder_and_its_page(model: Rhea, tmp_path: Path) -> None:
     page = build_demo(model, tmp_path / "demo")
     names = {path.name for path in (tmp_path / "demo").iterdir()}
@@ -57,6 +71,7 @@ def test_the_folder_and_its_page(model: Rhea, tmp_path: Path) -> None:
     assert all(link.startswith("data:image/") for link in reader.links)
     assert "http" not in text
     assert TRAINED_ON in text
+    assert "Emoji" not in text
     for prompt in demo.PICTURES:
         assert prompt in text
     told = json.loads((tmp_path / "demo" / "demo.json").read_text(encoding="utf-8"))

@@ -52,6 +52,10 @@ def test_a_grown_model_computes_the_same(sizes: dict[str, int]) -> None:
     token_ids = torch.randint(SMALL.vocab_size, (2, 20), generator=torch.Generator().manual_seed(2))
     # The norms' epsilon counts for a little more where their mean runs over more channels.
     torch.testing.assert_close(large(token_ids), small(token_ids), rtol=1e-3, atol=1e-3)
+    same = model(replace(SMALL, **sizes), 1)
+    grow(small, same)
+    for name, weight in large.state_dict().items():
+        assert torch.equal(same.state_dict()[name], weight), name
 
 
 def test_rows_of_another_vocabulary_are_mixtures() -> None:
@@ -104,3 +108,8 @@ def test_layers_keep_their_order() -> None:
 def test_what_cannot_grow_is_refused(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         require_growth(SMALL, replace(SMALL, **sizes))
+
+
+def test_another_vocabulary_needs_rows() -> None:
+    with pytest.raises(InputError, match="vocabulary of 40 tokens and the larger one of 50"):
+        grow(model(SMALL, 0), model(replace(SMALL, vocab_size=50), 1))

@@ -102,6 +102,15 @@ def test_training_goes_on_from_a_checkpoint(debug_run: Path, tmp_path: Path) -> 
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     from_nothing = json.loads((debug_run / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] < from_nothing["loss"]
+    wider = replace(
+        recipe, model=replace(recipe.model, dim=recipe.model.dim + 16, num_layers=recipe.model.num_layers + 1)
+    )
+    assert wider.run_transformer(tmp_path / "wider")  # a larger recipe grows it
+    grown = json.loads((tmp_path / "wider" / "metrics.jsonl").read_text().splitlines()[0])
+    assert grown["loss"] == pytest.approx(first["loss"], rel=1e-2)
+    smaller = replace(recipe, model=replace(recipe.model, ffn_dim=recipe.model.ffn_dim - 16))
+    with pytest.raises(InputError, match=r"ffn_dim .* cannot shrink"):
+        smaller.run_transformer(tmp_path / "smaller")
 
 
 def test_runs_beside_one_another_go_on_from_their_mean(debug_run: Path, tmp_path: Path) -> None:

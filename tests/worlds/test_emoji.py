@@ -16,7 +16,7 @@ from rhea.documents.shards import write_shard
 from rhea.errors import InputError
 from rhea.worlds.emoji.emoji import Cell, Emoji, Language, absent_cells, held_out_cells
 from rhea.worlds.emoji.language import COMMA, PHRASINGS, caption, questions
-from rhea.worlds.emoji.source import EmojiSource, EmojiSourceConfig, EmojiTasks
+from rhea.worlds.emoji.source import EmojiSource, EmojiSourceConfig, EmojiTasks, EmojiWording
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "emoji"
 STYLES = {"flat": ("a flat icon", "扁平图标"), "3d": ("a 3D icon", "立体图标"), "noto": ("a Noto icon", "Noto 图标")}
@@ -71,7 +71,7 @@ def test_every_phrasing_names_its_subject_and_its_style(language: Language) -> N
     words = about.keywords_en if language == "en" else about.keywords_zh
     seen, keyworded = set(), set()
     for _ in range(400):
-        said = caption(rng, about, language)
+        said = caption(rng, about, language, keyworded=0.3, styleless=0.1)
         if subject in said:
             seen.add(said)
             continue
@@ -87,7 +87,8 @@ def test_every_phrasing_names_its_subject_and_its_style(language: Language) -> N
 
 
 def test_one_keyword_is_enough() -> None:
-    said = {caption(np.random.default_rng(n), emoji(keywords_en=["k"]), "en") for n in range(60)}
+    one = emoji(keywords_en=["k"])
+    said = {caption(np.random.default_rng(n), one, "en", keyworded=0.5, styleless=0.1) for n in range(60)}
     assert "a flat icon: k" in said
 
 
@@ -149,7 +150,9 @@ def test_documents_are_functions_of_seed_and_index(folder: Path) -> None:
 
 def test_every_task_appears_in_its_form_and_tells_the_truth(folder: Path) -> None:
     emojis = source(
-        folder, english=1.0, tasks=EmojiTasks(text_to_image=1, captioning=1, question_answering=1, language=1)
+        folder,
+        wording=EmojiWording(english=1.0, english_read=1.0),
+        tasks=EmojiTasks(text_to_image=1, captioning=1, question_answering=1, language=1),
     )
     shown = {emojis.image(number).pixels.tobytes(): emojis.emojis[number] for number in emojis.numbers}  # type: ignore[union-attr]
     tasks = Counter()
@@ -172,10 +175,18 @@ def test_every_task_appears_in_its_form_and_tells_the_truth(folder: Path) -> Non
 
 def test_languages_sides_and_empty_captions(folder: Path) -> None:
     only = EmojiTasks(text_to_image=1, captioning=0, question_answering=0, language=0)
-    chinese = source(folder, english=0.0, tasks=only, unconditional=0.5, side=16)
+    chinese = source(folder, tasks=only, wording=EmojiWording(english=0.0, unconditional=0.5), side=16)
     captions = [texts(chinese.document(index))[0] for index in range(60)]
     assert 15 < captions.count("") < 45
     assert not any(said.isascii() for said in captions if said)
+    plain = EmojiWording(english=1.0, english_read=0.0, keyworded=0.0, styleless=0.0, unconditional=0.0)
+    drawn, read = (
+        [texts(source(folder, tasks=tasks, wording=plain).document(index)) for index in range(30)]
+        for tasks in (only, EmojiTasks(text_to_image=0, captioning=1, question_answering=1, language=0))
+    )
+    styles = [style for style, _ in STYLES.values()]
+    assert all("thing c" in said and any(style in said for style in styles) for (said,) in drawn)
+    assert all("东西c" in "".join(turns) and "thing" not in "".join(turns) for turns in read)
     image = chinese.image(0).pixels
     np.testing.assert_array_equal(image, noise(0, 16, 16))  # nothing is resized that has its size
     assert source(folder, side=8).image(0).pixels.shape == (8, 8, 3)  # type: ignore[union-attr]

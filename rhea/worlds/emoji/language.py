@@ -14,10 +14,6 @@ PHRASINGS: dict[Language, tuple[str, ...]] = {
     "en": ("{style} of {subject}", "{style}: {subject}", "{subject}, {style}", "{subject} as {style}"),
     "zh": ("{style}：{subject}", "一个{style}：{subject}", "{subject}，{style}", "{subject}的{style}"),
 }
-KEYWORDED = 0.3
-"""Share of the captions whose subject is told by keywords."""
-STYLELESS = 0.1
-"""Share of the captions that leave the style open."""
 COMMA = {"en": ", ", "zh": "、"}
 
 
@@ -31,12 +27,15 @@ def plain_caption(subject: str, style: str, language: Language) -> str:
     return PHRASINGS[language][0].format(subject=subject, style=style)
 
 
-def caption(rng: np.random.Generator, emoji: Emoji, language: Language) -> str:
-    """Describe a picture in any phrasing."""
-    keyworded, styleless = rng.random() < KEYWORDED, rng.random() < STYLELESS
-    subject = some_keywords(rng, emoji, language) if keyworded else name(emoji, language)
+def caption(rng: np.random.Generator, emoji: Emoji, language: Language, *, keyworded: float, styleless: float) -> str:
+    """Describe a picture in any phrasing.
+
+    ``keyworded``, ``styleless``: shares of the captions that tell keywords for the name, and that leave the style open.
+    """
+    by_keywords, no_style = rng.random() < keyworded, rng.random() < styleless
+    subject = some_keywords(rng, emoji, language) if by_keywords else name(emoji, language)
     phrasing = PHRASINGS[language][int(rng.integers(len(PHRASINGS[language])))]
-    return subject if styleless else phrasing.format(style=style(emoji, language), subject=subject)
+    return subject if no_style else phrasing.format(style=style(emoji, language), subject=subject)
 
 
 def questions(rng: np.random.Generator, emoji: Emoji, language: Language) -> list[Question]:

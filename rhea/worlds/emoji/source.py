@@ -34,6 +34,22 @@ class EmojiTasks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmojiWording:
+    """In what words pictures are told. Grading asks by name and style."""
+
+    english: float = 0.5
+    """Share of the captions before a picture that are in English; the others are in Chinese."""
+    english_read: float = 0.5
+    """The same of what follows a picture: captions and answers."""
+    keyworded: float = 0.3
+    """Share of the captions whose subject is told by keywords instead of the name."""
+    styleless: float = 0.1
+    """Share of the captions that leave the style open."""
+    unconditional: float = 0.1
+    """Share of the captions before a picture that are left empty, for classifier-free guidance."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmojiSourceConfig:
     """What the documents of an EmojiSource are like."""
 
@@ -42,12 +58,9 @@ class EmojiSourceConfig:
     seed: int = 0
     split: Literal["training", "validation"] = "training"
     tasks: EmojiTasks = field(default_factory=EmojiTasks)
-    english: float = 0.5
-    """Share of the documents in English; the others are in Chinese."""
+    wording: EmojiWording = field(default_factory=EmojiWording)
     side: int = 64
     """Pictures are made so many pixels wide and high."""
-    unconditional: float = 0.1
-    """Share of the captions before a picture that are left empty, for classifier-free guidance."""
 
 
 class EmojiSource:
@@ -82,17 +95,22 @@ class EmojiSource:
         rng = np.random.default_rng([self.config.seed, index, 1])
         number = self.numbers[self._passes[index]]
         emoji = self.emojis[number]
-        task = draw_task(rng, self._shares)
-        language: Language = "en" if rng.random() < self.config.english else "zh"
+        task, wording = draw_task(rng, self._shares), self.config.wording
+        english = wording.english_read if task in (1, 2) else wording.english
+        language: Language = "en" if rng.random() < english else "zh"
         if task == 0:
-            text = "" if rng.random() < self.config.unconditional else caption(rng, emoji, language)
+            text = "" if rng.random() < wording.unconditional else self._caption(rng, emoji, language)
             return formats.text_to_image(text, self.image(number))
         if task == 1:
             return formats.captioning(self.image(number), self.prompt(emoji.cell, language))
         if task == 2:
             turns = [(question.text, question.answer) for question in questions(rng, emoji, language)]
             return formats.question_answering(self.image(number), turns)
-        return formats.language(caption(rng, emoji, language))
+        return formats.language(self._caption(rng, emoji, language))
+
+    def _caption(self, rng: np.random.Generator, emoji: Emoji, language: Language) -> str:
+        wording = self.config.wording
+        return caption(rng, emoji, language, keyworded=wording.keyworded, styleless=wording.styleless)
 
     def prompt(self, cell: Cell, language: Language) -> str:
         """Say the name and the style of a cell, absent ones too: what a model is asked to draw when it is graded."""
