@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_shards import driving_shard, emoji_shard, sample
 
+from rhea.checkpoints.hub import INSTALLED
 from rhea.checkpoints.load import load_checkpoint
 from rhea.config import from_dict, to_dict
 from rhea.documents.shards import write_shard
@@ -25,6 +26,8 @@ from rhea.recipes.rich_tokenizer import copy_all_but_codebook, rich_tokenizer
 from rhea.tokenizers.text import load_text_tokenizer
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
 from rhea.training.vision_tokenizer import CODEBOOK
+
+RICH = INSTALLED / "rich"
 
 
 def num_parameters(model: torch.nn.Module) -> int:
@@ -189,18 +192,15 @@ def test_a_missing_tokenizer_is_told_by_its_recipe(trained: tuple[RichModelRecip
         recipe.run(tmp_path / "run")
 
 
-KEPT = Path(__file__).parents[2] / "checkpoints" / "rich"
-
-
-@pytest.mark.parametrize("folder", [DEFAULT_MODEL, KEPT], ids=["default", "kept"])
+@pytest.mark.parametrize("folder", [DEFAULT_MODEL, RICH], ids=["default", "rich"])
 def test_a_run_can_grow_from_what_there_is(folder: Path) -> None:
     smaller = load_checkpoint(folder, parts=()).config.transformer
     assert smaller is not None
     require_growth(smaller, rich_model().model)
 
 
-def test_a_run_can_go_on_with_the_tokenizer_that_is_kept() -> None:
+def test_a_run_can_go_on_with_the_tokenizer_of_the_package() -> None:
     recipe = rich_model()
-    tokenizer = trained_tokenizer(recipe.tokenizer, KEPT, made_by="rich-tokenizer")
+    tokenizer = trained_tokenizer(recipe.tokenizer, RICH, made_by="rich-tokenizer")
     assert tokenizer.config == recipe.tokenizer.model
-    assert load_text_tokenizer(KEPT).vocab_size == recipe.text_vocab_size
+    assert load_text_tokenizer(RICH).vocab_size == recipe.text_vocab_size
