@@ -177,6 +177,7 @@ def test_one_failed_candidate_fails_the_task_and_leaves_nothing(model: Rhea, mon
             monkeypatch.setattr(backend.engine, "step", break_once)
             with pytest.raises(BackendDiedError):
                 await anext(backend.run(Draw(prompt="red", best_of=6)))
+            await backend.pulse()  # a candidate that came after the step that broke is cancelled before the next one
             counted = await backend.counters()
             assert [counted[name] for name in ("requests", "tokens", "running", "waiting")] == [0, 0, 0, 0]
             assert [event async for event in backend.run(Draw(prompt="red", best_of=2))]
