@@ -1,7 +1,8 @@
-"""The README's table of figures, made from the JSON files of the other benchmarks; the README quotes nothing else.
+"""Every table of figures, made from the JSON files of the other benchmarks; README, docs and cards quote nothing else.
 
-Usage: python benchmarks/table.py           print it
-       python benchmarks/table.py --write   put it between the markers in README.md and in the models' cards
+Usage: python benchmarks/table.py           print all of them
+       python benchmarks/table.py --write   put them between the markers in docs/figures.md, in README.md (how good the
+                                            models are, and the first figure of all else) and in the models' cards
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+FIGURES = HERE.parent / "docs" / "figures.md"
 ASSETS = HERE.parent / "rhea" / "assets"
 MARKERS = re.compile(r"(<!-- figures:.*?-->\n).*?(<!-- end of figures -->)", re.DOTALL)
 PRODUCTS = "oneDNN's matrix products, which both sides use, are more than half of our time (LOG.md)"
@@ -234,30 +236,37 @@ def startup_rows() -> list[tuple[str, str, str, str]]:
     return [(f"`{name}`", f"{seconds[name]:.2f} s", beside, "startup") for name in names]
 
 
+MODELS = (shapes_rows, rich_rows)
+OTHERS = (
+    generation_rows,
+    engine_rows,
+    pixel_rows,
+    precision_rows,
+    quantization_rows,
+    vision_rows,
+    training_rows,
+    memory_rows,
+    stream_rows,
+    serving_rows,
+    startup_rows,
+)
+
+
 def all_rows() -> list[tuple[str, str, str, str]]:
     """Return every row."""
-    return (
-        shapes_rows()
-        + rich_rows()
-        + generation_rows()
-        + engine_rows()
-        + pixel_rows()
-        + precision_rows()
-        + quantization_rows()
-        + vision_rows()
-        + training_rows()
-        + memory_rows()
-        + stream_rows()
-        + serving_rows()
-        + startup_rows()
-    )
+    return [row for rows in (*MODELS, *OTHERS) for row in rows()]
 
 
-def table(rows: list[tuple[str, str, str, str]] | None = None, root: str = "") -> str:
+def first_rows() -> list[tuple[str, str, str, str]]:
+    """Return what the README shows: all that tells how good the models are, and of everything else the first row."""
+    return [row for rows in MODELS for row in rows()] + [rows()[0] for rows in OTHERS]
+
+
+def table(rows: list[tuple[str, str, str, str]], root: str = "") -> str:
     """Return the table as Markdown, its links relative to ``root``."""
     lines = [
         f"| {what} | {figure} | {beside} | [{name}.py]({root}benchmarks/{name}.py) |\n"
-        for what, figure, beside, name in (all_rows() if rows is None else rows)
+        for what, figure, beside, name in rows
     ]
     return HEADER + "".join(lines)
 
@@ -270,11 +279,12 @@ def fill(path: Path, text: str) -> None:
 
 def main() -> None:
     if "--write" in sys.argv:
-        fill(README, table())
+        fill(README, table(first_rows()))
+        fill(FIGURES, table(all_rows(), root="../"))
         for name, rows in (("default", shapes_rows()), ("rich", rich_rows())):
             fill(ASSETS / name / "README.md", table(rows, root="../../../"))
     else:
-        print(table())
+        print(table(all_rows()))
 
 
 if __name__ == "__main__":
