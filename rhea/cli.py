@@ -327,7 +327,8 @@ def demo(output: Path = Path("demo"), model: ModelOptions = MODEL) -> None:
     from rhea.checkpoints.hub import INSTALLED
     from rhea.evaluation.demo import build_demo
 
-    rich = replace(model, checkpoint=str(INSTALLED / "rich")).load() if model.checkpoint is None else None
+    beside = replace(model, checkpoint=str(INSTALLED / "rich"), vision_tokenizer=None)
+    rich = beside.load() if model.checkpoint is None else None
     with _progress("drawing") as progress:
         page = build_demo(model.load(), output, rich=rich, progress=progress)
     _say(f"open {page}; to try things yourself: pip install -e '.[studio]' && rhea studio")
