@@ -54,7 +54,7 @@ def test_emoji_of_a_second_model(model: Rhea, tmp_path: Path) -> None:
         assert each["prompt"] in text
         assert f"it calls this: {each['named']}" in text
     right = [each["named"] for each in told if each["prompt"].endswith(each["named"])]
-    assert len(right) >= 2, told  # it reads what it drew; the drawing itself may be of another emoji
+    assert len(right) >= 3, told  # it reads what it drew; the drawing itself may be of another emoji
 
 
 def test_the_folder_and_its_page(model: Rhea, tmp_path: Path) -> None:
