@@ -230,7 +230,8 @@ def train(recipe: Annotated[str, Positional, arg(metavar="RECIPE")], output: Pat
 
     The recipes are debug (seconds), and, one after the other, default-tokenizer, local-tokenizer and default-model, or
     rich-tokenizer and rich-model (emoji and films of driving too); aligned-model goes on from any of ours and learns
-    from its own right and wrong tries (docs/data.md).
+    from pairs of its own right and wrong tries (DPO), reinforced-model from how all its tries are graded while it
+    learns (GRPO; docs/data.md).
     Every value of a recipe can be overridden by its dotted name: "rhea train debug --help" lists those of debug.
 
     Args:
@@ -420,6 +421,7 @@ _RECIPES = {
     "rich-tokenizer": ("rhea.recipes.rich_tokenizer", "rich_tokenizer"),
     "rich-model": ("rhea.recipes.rich_model", "rich_model"),
     "aligned-model": ("rhea.recipes.aligned_model", "aligned_model"),
+    "reinforced-model": ("rhea.recipes.reinforced_model", "reinforced_model"),
 }
 _DESCRIPTION = (
     "Rhea: pictures, films and answers by next-token prediction. Start with: rhea demo. Examples: rhea COMMAND --help"

@@ -5,7 +5,7 @@ The label of a token is the next token of the same document, so the first token 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -31,6 +31,16 @@ class Packed:
     """int64, counted from the start of each document, 0 for padding."""
     origins: tuple[tuple[str, ...], ...]
     """For each row the names of its documents, for messages ("shapes:1234")."""
+
+    def __getitem__(self, rows: slice) -> "Packed":
+        """Return some of the rows."""
+        return Packed(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def __add__(self, other: "Packed") -> "Packed":
+        """Return the rows of both, which must be of one length."""
+        arrays = [field.name for field in fields(self) if field.name != "origins"]
+        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays}
+        return Packed(**joined, origins=self.origins + other.origins)
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[int]:

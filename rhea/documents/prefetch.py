@@ -61,7 +61,7 @@ class Prefetcher:
                 prefetch_factor=self.depth,
                 collate_fn=_unchanged,
                 generator=torch.Generator(),  # else it draws from the training's, once more after every resume
-                worker_init_fn=_live_as_long_as_the_trainer,
+                worker_init_fn=live_as_long_as_the_trainer,
             )
             self._ready = iter(batches)
             atexit.register(self._end)  # else Python waits at its end for a process that outlives its signal
@@ -105,7 +105,7 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _live_as_long_as_the_trainer(_: int) -> None:
+def live_as_long_as_the_trainer(_: int = 0) -> None:
     """Leave SIGTERM, which schedulers send to every process, to the trainer: it saves and then ends this one.
 
     If it dies without, this process ends too; else it would wait for ever, with batches that nobody takes.

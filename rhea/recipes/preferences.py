@@ -1,10 +1,9 @@
 """What a model of ours gets right and wrong in the shapes world, in pairs: several tries of one prompt, graded exactly.
 
-Scenes and edits are fresh, of the kinds that training shows, never of the evaluation's seeds. Both tries are drawn as
-people draw them, with the checkpoint's guidance and temperature.
+Both tries are drawn as people draw them, with the checkpoint's guidance and temperature.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,21 +14,17 @@ from rhea.config import to_dict
 from rhea.documents.pairs import Pair, read_pairs, write_pairs
 from rhea.errors import InputError
 from rhea.evaluation.report import checkpoint_hash
-from rhea.generation.completion import Completion, Prompt
+from rhea.generation.completion import Completion
 from rhea.generation.model import Rhea
 from rhea.io import claim
 from rhea.logging import console
-from rhea.worlds.shapes.edits import sample_edit
+from rhea.recipes.exercises import Exercise, draw_exercise
 from rhea.worlds.shapes.grader import read_picture
-from rhea.worlds.shapes.language import Language, caption
-from rhea.worlds.shapes.render import render
-from rhea.worlds.shapes.scene import CANVAS, ShapeObject, sample_scene
 
 _PREFERENCES = 20261129
 """First word of the seeds, so that no other draw has them."""
 _GROUP = 16
 """Prompts that are drawn together; an interruption loses at most as many."""
-_Judge = Callable[[Sequence[ShapeObject]], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,36 +70,26 @@ def draw_preferences(model: Rhea, config: ShapesPreferencesConfig, path: Path) -
 def _draw(model: Rhea, config: ShapesPreferencesConfig, numbers: Sequence[int]) -> list[Pair]:
     """Return the pairs of some prompts."""
     asked = [_ask(model, config, number) for number in numbers]
-    prompts = [prompt for tries, _ in asked for prompt in tries]
+    prompts = [replace(each.prompt, sample_index=index) for each in asked for index in range(config.samples)]
     completions = model.completer.complete(prompts)
     assert model.codec is not None
     pictures = model.codec.decode_pictures([each.codes for each in completions if each.codes is not None])
     pairs = []
-    for place, (tries, judge) in enumerate(asked):
+    for place, exercise in enumerate(asked):
         mine = slice(place * config.samples, (place + 1) * config.samples)
         graded = [
-            (judge(read_picture(pixels)), each) for pixels, each in zip(pictures[mine], completions[mine], strict=True)
+            (exercise.is_right(read_picture(pixels)), each)
+            for pixels, each in zip(pictures[mine], completions[mine], strict=True)
         ]
         right, wrong = ([each for good, each in graded if good is wanted] for wanted in (True, False))
-        ids = model.completer.grammar.render_prompt(tries[0].document, tries[0].next)
+        ids = model.completer.grammar.render_prompt(exercise.prompt.document, exercise.prompt.next)
         pairs += [_pair(ids, *both) for both in zip(right, wrong, strict=False)]
     return pairs
 
 
-def _ask(model: Rhea, config: ShapesPreferencesConfig, number: int) -> tuple[list[Prompt], _Judge]:
-    """Return the tries of one prompt, and what judges the objects of a picture."""
+def _ask(model: Rhea, config: ShapesPreferencesConfig, number: int) -> Exercise:
     rng = np.random.default_rng([_PREFERENCES, config.seed, number])
-    language: Language = "en" if rng.random() < config.english else "zh"
-    seed = int(rng.integers(2**31))
-    if rng.random() < config.edits:
-        edit = sample_edit(rng, language)
-        first = model.prompts.edit([render(edit.source)], edit.instruction, seed=seed)
-        judge: _Judge = edit.is_right
-    else:
-        scene = sample_scene(rng, num_objects=int(rng.choice(config.objects)))
-        told = caption(rng, scene, language)
-        first, judge = model.prompts.draw(told.text, size=(CANVAS, CANVAS), seed=seed), told.satisfied_by
-    return [replace(first, sample_index=index) for index in range(config.samples)], judge
+    return draw_exercise(model.prompts, rng, edits=config.edits, objects=config.objects, english=config.english)
 
 
 def _pair(prompt_ids: np.ndarray, chosen: Completion, rejected: Completion) -> Pair:

@@ -2,7 +2,8 @@
 
 Every token's loss has a weight (0.5 for vision tokens in Emu3's pretraining, 0 for prompts in fine-tuning). A step's
 loss is the weighted sum over all its microbatches divided by the sum of their weights, so neither packing nor
-accumulation changes the objective.
+accumulation changes the objective. A weight below 0 makes its token less likely, as the tries of reinforcement learning
+that went wrong want it; it counts by its size in the sum.
 """
 
 import contextlib
@@ -81,7 +82,7 @@ class NextTokenTask:
             hidden_BTD = self._hidden(self.model, microbatch)
             loss, nll_N = self._loss_of(hidden_BTD.flatten(0, 1), labels_N, weights_N.flatten().float())
         loss.backward()
-        weight = float(np.asarray(microbatch.loss_weights, dtype=np.float64).sum())
+        weight = float(np.abs(microbatch.loss_weights, dtype=np.float64).sum())
         self._loss += loss.detach()
         self._weight += weight
         metrics = {"loss": Mean(loss.detach(), weight)} | self._by_modality(microbatch, nll_N)
@@ -177,7 +178,7 @@ class NextTokenTask:
 
     def _by_modality(self, microbatch: Packed, nll_N: Tensor) -> dict[str, Mean]:
         """Return the unweighted mean loss of the counted text, structure and vision tokens."""
-        labels, counted = np.asarray(microbatch.labels).ravel(), np.asarray(microbatch.loss_weights).ravel() > 0
+        labels, counted = np.asarray(microbatch.labels).ravel(), np.asarray(microbatch.loss_weights).ravel() != 0
         special, vision = self.vocabulary.special, self.vocabulary.vision
         kinds = np.where(labels >= vision.start, 2, np.where(labels >= special.start, 1, 0)) * counted
         totals = nll_N.new_zeros(len(MODALITIES)).index_add_(0, self._to_device(kinds), nll_N)

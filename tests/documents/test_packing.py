@@ -64,6 +64,17 @@ def test_a_document_longer_than_a_row_is_refused() -> None:
         pack([GRAMMAR.render(formats.text_to_image("a", image(3, 3)))], 8, PAD)
 
 
+def test_rows_are_taken_apart_and_put_together() -> None:
+    packed = pack([GRAMMAR.render(Document((Text(text),))) for text in ("one", "two", "three")], 12, PAD)
+    assert len(packed.token_ids) == 3
+    first, rest = packed[:1], packed[1:]
+    assert [part.origins for part in (first, rest)] == [packed.origins[:1], packed.origins[1:]]
+    assert unpacked(rest) == [entry | {"row": entry["row"] - 1} for entry in unpacked(packed)[1:]]
+    again = first + rest
+    assert unpacked(again) == unpacked(packed)
+    assert again.origins == packed.origins
+
+
 def test_nothing_to_pack_gives_no_rows() -> None:
     assert pack([], 8, PAD).token_ids.shape == (0, 8)
 

@@ -1,0 +1,173 @@
+"""The reinforced model: its tries are weighed as they were graded, and right ones become likelier."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rhea
+from rhea.checkpoints.load import load_checkpoint
+from rhea.config import from_dict, to_dict
+from rhea.documents.document import Image
+from rhea.documents.packing import Packed
+from rhea.errors import InputError
+from rhea.generation.loading import DEFAULT_MODEL
+from rhea.models.transformer import Transformer
+from rhea.recipes.exercises import Exercise
+from rhea.recipes.practice import PracticeConfig, PracticeLoader, advantages, ask, load_artist
+from rhea.recipes.reinforced_model import ReinforcedModelRecipe, reinforced_model
+from rhea.training.schedule import ScheduleConfig
+from rhea.training.task import TrainingError
+from rhea.worlds.shapes.grader import read_picture
+
+PRACTICE = PracticeConfig(prompts=12, samples=4, kept=2, objects=(3,), rows=2)
+
+
+def small() -> ReinforcedModelRecipe:
+    recipe = reinforced_model()
+    trainer = replace(recipe.trainer, total_steps=2, schedule=ScheduleConfig(learning_rate=1e-3), log_every=1)
+    return replace(recipe, practice=PRACTICE, trainer=trainer, device="cpu")
+
+
+def test_config_round_trip() -> None:
+    made = reinforced_model()
+    assert from_dict(ReinforcedModelRecipe, json.loads(json.dumps(to_dict(made)))) == made
+
+
+def test_advantages_are_of_the_group_and_weigh_the_same_however_many_are_kept() -> None:
+    right = np.array([True, False, True, True])
+    assert [*advantages(right, 4)] == [(0, 0.25), (2, 0.25), (3, 0.25), (1, -0.75)]
+    assert [*advantages(right, 2)] == [(0, 0.375), (2, 0.375), (1, -0.75)]
+    assert not [*advantages(np.ones(4, dtype=bool), 2)]
+    assert not [*advantages(np.zeros(4, dtype=bool), 2)]
+
+
+class NoDocuments:
+    """Stands for plain documents where there is no replay."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert not state
+
+
+def practice(config: PracticeConfig) -> tuple[PracticeLoader, Transformer]:
+    start = load_checkpoint(DEFAULT_MODEL, dtype=torch.float32)
+    assert start.transformer is not None
+    artist = load_artist(str(DEFAULT_MODEL))
+    return PracticeLoader(config, start.transformer, artist, NoDocuments(), every=1), start.transformer  # type: ignore[arg-type]
+
+
+def documents(packed: Packed) -> list[tuple[list[int], np.ndarray]]:
+    """Return the tokens of each document and the weights of predicting them."""
+    found = []
+    for ids, weights, numbers in zip(packed.token_ids, packed.loss_weights, packed.document_ids, strict=True):
+        for number in range(numbers.max() + 1):
+            mine = numbers == number
+            found.append((ids[mine].tolist(), np.concatenate([[0.0], weights[mine][:-1]])))
+    return found
+
+
+def test_a_round_weighs_right_tries_up_and_wrong_ones_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, _ = practice(replace(PRACTICE, replay=0.0))
+    asked: dict[tuple[int, ...], Exercise] = {}
+    grammar, codec = loader._artist.completer.grammar, loader._artist.codec
+    assert codec is not None
+
+    def remembering(config: PracticeConfig, artist: rhea.Rhea, number: int) -> Exercise:
+        exercise = ask(config, artist, number)
+        ids = grammar.render_prompt(exercise.prompt.document, exercise.prompt.next)
+        asked[tuple(ids.tolist())] = exercise
+        return exercise
+
+    monkeypatch.setattr("rhea.recipes.practice.ask", remembering)
+    rounds = [loader.next_batch()]
+    while loader._packed:
+        rounds.append(loader.next_batch())
+    assert all(len(packed.token_ids) <= PRACTICE.rows for packed in rounds)
+    totals, signs = Counter[tuple[int, ...]](), Counter[int]()
+    for ids, weights in (each for packed in rounds for each in documents(packed)):
+        (prompt,) = [prompt for prompt in asked if tuple(ids[: len(prompt)]) == prompt]
+        codes = np.array(ids) >= grammar.vocabulary.vision.start
+        codes[: len(prompt)] = False
+        assert (weights != 0).tolist() == codes.tolist()
+        (weight,) = set(weights[codes].tolist())
+        drawn = grammar.parse(ids).segments[-1]
+        assert isinstance(drawn, Image)
+        assert drawn.codes is not None
+        picture = codec.decode_picture(drawn.codes)
+        assert asked[prompt].is_right(read_picture(picture)) is (weight > 0)
+        assert {exercise.prompt.sampling.guidance_scale for exercise in asked.values()} == {1.0}
+        totals[prompt] += weight
+        signs[weight > 0] += 1
+    assert min(signs.values()) >= 2
+    np.testing.assert_allclose([*totals.values()], 0, atol=1e-6)
+    shown = loader.evaluate(None, 0, Path())
+    assert shown["reward/3 objects"] <= 1
+    assert 0 < shown["reward"] < 1
+    assert not loader.evaluate(None, 0, Path())
+
+
+def test_processes_draw_the_same() -> None:
+    config = replace(PRACTICE, replay=0.0, prompts=6)
+    alone, _ = practice(config)
+    with practice(replace(config, workers=2))[0] as together:
+        first, second = alone.next_batch(), together.next_batch()
+    for name in ("token_ids", "loss_weights", "document_ids"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_each_round_is_drawn_with_the_weights_of_the_moment() -> None:
+    loader, model = practice(replace(PRACTICE, replay=0.0, prompts=4))
+    with torch.no_grad():
+        model.lm_head.weight *= 1.01  # type: ignore[union-attr]
+    loader.next_batch()
+    drawn = loader._artist.completer.transformer.lm_head
+    assert drawn is not None
+    assert torch.equal(drawn.weight, model.lm_head.weight)  # type: ignore[union-attr]
+
+
+def test_a_model_that_is_never_right_is_told_so() -> None:
+    loader, model = practice(replace(PRACTICE, replay=0.0, prompts=1, samples=2))
+    with torch.no_grad():
+        model.lm_head.weight[-1] *= 100  # type: ignore[union-attr]
+    with pytest.raises(TrainingError, match="8 rounds of prompts were always or never right"):
+        loader.next_batch()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reinforced")
+    assert small().run(folder)
+    return folder
+
+
+def test_a_run_writes_a_checkpoint_with_its_own_settings_of_generation(run: Path) -> None:
+    reinforced = rhea.load(run / "checkpoint", device="cpu")
+    assert (reinforced.defaults.guidance_scale, reinforced.defaults.edit_guidance_scale) == (1.5, 1.0)
+    assert reinforced.defaults.film_guidance_scale == rhea.load(device="cpu").defaults.film_guidance_scale
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any(0 < line.get("reward", 0) < 1 for line in lines)
+    assert (run / "checkpoint" / "README.md").read_text().startswith("# A reinforced model")
+
+
+def test_a_stopped_run_goes_on(run: Path, tmp_path: Path) -> None:
+    recipe = small()
+    assert replace(recipe, trainer=replace(recipe.trainer, total_steps=1)).run(tmp_path)
+    assert small().run(tmp_path)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 2
+
+
+def test_what_cannot_be_practised_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint"):
+        replace(small(), start_from=()).run(tmp_path)
+    with pytest.raises(InputError, match="two samples or more"):
+        PracticeConfig(samples=1)
+    with pytest.raises(InputError, match="replay must be 0 or more"):
+        PracticeConfig(replay=-1.0)
