@@ -18,7 +18,7 @@ from rhea.recipes.preferences import ShapesPreferencesConfig, _ask, draw_prefere
 from rhea.training.schedule import ScheduleConfig
 from rhea.worlds.shapes.grader import read_picture
 
-SHAPES = ShapesPreferencesConfig(prompts=20, samples=2, objects=(3,))
+SHAPES = ShapesPreferencesConfig(prompts=20, samples=4, objects=(3,))
 
 
 def small() -> AlignedModelRecipe:
@@ -45,9 +45,8 @@ def test_the_chosen_tries_are_right_and_the_rejected_wrong(run: Path) -> None:
     assert codec is not None
     judges = {}
     for number in range(SHAPES.prompts):
-        tries, judge = _ask(model, SHAPES, number)
-        judges[tuple(grammar.render_prompt(tries[0].document, tries[0].next).tolist())] = judge
-        assert [each.sample_index for each in tries] == [0, 1]
+        asked = _ask(model, SHAPES, number)
+        judges[tuple(grammar.render_prompt(asked.prompt.document, asked.prompt.next).tolist())] = asked.is_right
     assert len(judges) == SHAPES.prompts
     pairs = read_pairs(run / "preferences.jsonl", grammar.vocabulary.size)
     assert pairs
