@@ -44,8 +44,12 @@ def test_loss_and_gradients_are_those_of_the_weighted_mean_of_cross_entropies():
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-6)  # float32 sums in another order
 
 
-def test_losses_over_kinds_tell_a_token_from_those_of_its_kind_only():
+@pytest.mark.parametrize("signed", [False, True])
+def test_losses_over_kinds_tell_a_token_from_those_of_its_kind_only(signed: bool):
     packed, first_code = TokenLoader().next_batch(), VOCABULARY.vision.start
+    if signed:  # as the tries of reinforcement learning are
+        signs = np.where(np.arange(packed.loss_weights.size) % 3, 1, -1).reshape(packed.loss_weights.shape)
+        packed = dataclasses.replace(packed, loss_weights=(packed.loss_weights * signs).astype(np.float32))
     task, plain = next_token_task(dropout=0.0, loss_over="kind"), tiny_runs.transformer(dropout=0.0)
     metrics = task.train_microbatch(packed)
     logits = plain(
@@ -57,12 +61,15 @@ def test_losses_over_kinds_tell_a_token_from_those_of_its_kind_only():
     codes = (labels >= first_code)[:, None]
     of_other_kind = codes != (torch.arange(logits.shape[1]) >= first_code)
     each = F.cross_entropy(logits.masked_fill(of_other_kind, -torch.inf), labels, reduction="none")
-    expected = (each[weights > 0] * weights[weights > 0]).sum() / weights.sum()
+    counted, total = weights != 0, weights.abs().sum()
+    expected = (each[counted] * weights[counted]).sum() / total
     expected.backward()
     assert value(metrics, "loss") == pytest.approx(expected.item(), rel=1e-5)
-    assert value(metrics, "loss_vision") == pytest.approx(each[codes[:, 0] & (weights > 0)].mean().item(), rel=1e-5)
+    text = labels < VOCABULARY.special.start
+    for name, kind in (("loss_vision", codes[:, 0]), ("loss_text", text)):
+        assert value(metrics, name) == pytest.approx(each[kind & counted].mean().item(), rel=1e-5)
     for name, parameter in plain.named_parameters():
-        ours = task.model.get_parameter(name).grad / weights.sum()
+        ours = task.model.get_parameter(name).grad / total
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
