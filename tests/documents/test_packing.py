@@ -65,7 +65,7 @@ def test_a_document_longer_than_a_row_is_refused() -> None:
 
 
 def test_rows_are_taken_apart_and_put_together() -> None:
-    packed = pack([GRAMMAR.render(Document((Text(text),))) for text in ("one", "two", "three")], 12, PAD)
+    packed = pack([GRAMMAR.render(Document((Text(text),))) for text in ("one", "two", "three")], 8, PAD)
     assert len(packed.token_ids) == 3
     first, rest = packed[:1], packed[1:]
     assert [part.origins for part in (first, rest)] == [packed.origins[:1], packed.origins[1:]]
