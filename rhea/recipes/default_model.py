@@ -177,7 +177,8 @@ Without detours it is the three recipes, one after the other: default-tokenizer,
 has not been run to its end yet; the figures are of the chain above.
 
 **Limits.** 64 x 64 pictures and films of 16 frames. A photograph comes back as blobs of the nearest colours. Answers
-are one of a few words. A film from text shows the right object, but moves it anywhere.
+are one of a few words. A film from text shows the right object, but moves it anywhere. Two objects or
+more lie in nearly the same places in every picture of a text.
 
 <!-- figures: written by benchmarks/table.py from benchmarks/*.json -->
 <!-- end of figures -->
