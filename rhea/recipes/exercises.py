@@ -31,16 +31,18 @@ def draw_exercise(
     edits: float,
     objects: Sequence[int],
     english: float,
+    edited_objects: Sequence[int] | None = None,
     **sampling: Any,
 ) -> Exercise:
     """Draw one: an edit in that share of the cases, else a caption of a scene of one of those numbers of objects.
 
+    ``edited_objects``: how many objects are edited, drawn uniformly; None: as many as in any scene.
     ``sampling``: of ``PromptWriter.draw``, which is else the checkpoint's.
     """
     language: Language = "en" if rng.random() < english else "zh"
     seed = int(rng.integers(2**31))
     if rng.random() < edits:
-        edit = sample_edit(rng, language)
+        edit = sample_edit(rng, language, num_objects=edited_objects)
         prompt = writer.edit([render(edit.source)], edit.instruction, seed=seed, **sampling)
         return Exercise(edit.operation, prompt, edit.is_right)
     number = int(rng.choice(objects))

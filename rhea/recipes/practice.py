@@ -50,6 +50,8 @@ class PracticeConfig:
     """Share of the prompts that are edits; the others are captions."""
     objects: tuple[int, ...] = (1, 2, 2, 3, 3, 3, 3)
     """How many objects a captioned scene has, drawn uniformly."""
+    edited_objects: tuple[int, ...] | None = None
+    """How many objects an edited scene has, drawn uniformly; None: as many as any scene."""
     english: float = 0.6
     rows: int = 8
     """Rows of tries in a microbatch."""
@@ -205,6 +207,7 @@ def ask(config: PracticeConfig, artist: Rhea, number: int) -> Exercise:
         edits=config.edits,
         objects=config.objects,
         english=config.english,
+        edited_objects=config.edited_objects,
         guidance_scale=1.0,
         temperature=1.0,
         top_p=1.0,

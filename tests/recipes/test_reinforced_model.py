@@ -113,6 +113,19 @@ def test_a_round_weighs_right_tries_up_and_wrong_ones_down(monkeypatch: pytest.M
     assert not loader.evaluate(None, 0, Path())
 
 
+def test_scenes_have_as_many_objects_as_asked_for() -> None:
+    artist = load_artist(str(DEFAULT_MODEL))
+    assert artist.codec is not None
+    edits = replace(PRACTICE, edits=1.0, edited_objects=(1, 4))
+    for number in range(12):
+        assert ask(replace(PRACTICE, edits=0.0), artist, number).name == "3 objects"
+        exercise = ask(edits, artist, number)
+        (source,) = [each for each in exercise.prompt.document.segments if isinstance(each, Image)]
+        assert source.codes is not None
+        possible = {"remove": {4}, "add": {1}}.get(exercise.name, {1, 4})
+        assert len(read_picture(artist.codec.decode_picture(source.codes))) in possible
+
+
 def test_processes_draw_the_same() -> None:
     config = replace(PRACTICE, replay=0.0, prompts=6)
     alone, _ = practice(config)

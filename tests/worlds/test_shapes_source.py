@@ -109,6 +109,12 @@ def test_edits_and_numbers_of_objects_are_those_asked_for() -> None:
     for index in range(20):
         (instruction,) = [each.text for each in source.document(index).segments if isinstance(each, Text)]
         assert re.match("remove|delete|take", instruction.lower()), instruction
+    source = ShapesSource(ShapesSourceConfig(tasks=only(editing=1.0), edits=("remove", "add"), edited_objects=(1, 4)))
+    for index in range(20):
+        before, after = [each.pixels for each in source.document(index).segments if isinstance(each, Image)]
+        assert before is not None
+        assert after is not None
+        assert (len(read_picture(before)), len(read_picture(after))) in ((1, 2), (4, 3))  # the others are impossible
     source = ShapesSource(ShapesSourceConfig(tasks=only(captioning=1.0), min_objects=3, max_objects=3))
     for index in range(20):
         (picture,) = [each for each in source.document(index).segments if isinstance(each, Image)]
@@ -131,6 +137,7 @@ def test_config_survives_json() -> None:
         ShapesSourceConfig(min_objects=3, max_objects=2),
         ShapesSourceConfig(edits=("remove", "paint")),
         ShapesSourceConfig(edits=()),
+        ShapesSourceConfig(edits=("remove", "add"), edited_objects=(1,)),
     ],
 )
 def test_senseless_configs_are_input_errors(config: ShapesSourceConfig) -> None:

@@ -71,25 +71,39 @@ def sample_edit(
     language: Language,
     *,
     operation: str | None = None,
-    num_objects: int | None = None,
+    num_objects: int | Sequence[int] | None = None,
     held_out: HeldOut = "exclude",
     canvas: int = CANVAS,
 ) -> Edit:
-    """Draw a scene and an edit of it; every operation is equally frequent unless one is given."""
+    """Draw a scene and an edit of it; every operation is equally frequent unless one is given.
+
+    ``num_objects``: of the scene. One of several is drawn uniformly from those that the operation is possible with.
+    """
     if operation is not None and operation not in OPERATIONS:
         raise InputError(f"edit {operation!r}; known are {list(OPERATIONS)}")
     operation = operation or pick(rng, OPERATIONS)
+    if num_objects is not None:
+        possible = possible_numbers(operation, [num_objects] if isinstance(num_objects, int) else num_objects)
+        num_objects = possible[0] if len(possible) == 1 else int(rng.choice(possible))
     while True:
         scene = sample_scene(rng, num_objects=num_objects, held_out=held_out, canvas=canvas)
         edit = edit_scene(rng, scene, operation, language, held_out=held_out)
         if edit is not None:
             return edit
-        if num_objects in _IMPOSSIBLE.get(operation, ()):
-            raise InputError(f"edit {operation!r} is impossible for scenes of {num_objects} objects")
 
 
 _IMPOSSIBLE = {"remove": (1,), "add": (MAX_OBJECTS,)}
 """An empty picture and a fifth object do not exist in this world."""
+
+
+def possible_numbers(operation: str, numbers: Sequence[int]) -> list[int]:
+    """Return those numbers of objects that an edit can begin with; InputError if there are none."""
+    possible = [number for number in numbers if number not in _IMPOSSIBLE.get(operation, ())]
+    if not possible:
+        raise InputError(
+            f"edit {operation!r} is impossible for scenes of {' or '.join(map(str, numbers)) or 'no'} objects"
+        )
+    return possible
 
 
 def edit_scene(

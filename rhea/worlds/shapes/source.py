@@ -15,7 +15,7 @@ from rhea.documents import formats
 from rhea.documents.document import Document, Image, Video
 from rhea.documents.mixture import draw_task, task_shares
 from rhea.errors import InputError
-from rhea.worlds.shapes.edits import OPERATIONS, sample_edit
+from rhea.worlds.shapes.edits import OPERATIONS, possible_numbers, sample_edit
 from rhea.worlds.shapes.films import MAX_MOVING, Film, render_film, sample_film
 from rhea.worlds.shapes.language import Language, caption, describe, film_caption, finish, pick
 from rhea.worlds.shapes.questions import DESCRIBE, LAYOUT, QUESTION_TYPES, ask, sample_crowded_scene
@@ -68,6 +68,8 @@ class ShapesSourceConfig:
     """Their types, drawn uniformly: one that stands here twice is asked twice as often."""
     edits: tuple[str, ...] = OPERATIONS
     """What edits do, drawn uniformly likewise."""
+    edited_objects: tuple[int, ...] | None = None
+    """How many objects an edited scene has, drawn uniformly likewise; None: as many as any scene."""
 
 
 class ShapesSource:
@@ -84,6 +86,9 @@ class ShapesSource:
             raise InputError(f"{self.config.min_objects} to {self.config.max_objects} objects is no range of 1 or more")
         if not self.config.edits or not set(self.config.edits) <= set(OPERATIONS):
             raise InputError(f"edits are some of {', '.join(OPERATIONS)}, not {', '.join(self.config.edits) or 'none'}")
+        if self.config.edited_objects is not None:
+            for edit in self.config.edits:
+                possible_numbers(edit, self.config.edited_objects)
         self._builders: list[Callable[[np.random.Generator, Language], Document]] = [
             getattr(self, f"_{task.name}") for task in dataclasses.fields(self.config.tasks)
         ]
@@ -115,7 +120,14 @@ class ShapesSource:
     def _editing(self, rng: np.random.Generator, language: Language) -> Document:
         config = self.config
         operation = pick(rng, config.edits)
-        edit = sample_edit(rng, language, operation=operation, held_out=config.held_out, canvas=config.canvas)
+        edit = sample_edit(
+            rng,
+            language,
+            operation=operation,
+            num_objects=config.edited_objects,
+            held_out=config.held_out,
+            canvas=config.canvas,
+        )
         instruction = self._or_nothing(rng, edit.instruction)
         return formats.editing([_image(edit.source)], instruction, _image(edit.target))
 
