@@ -79,21 +79,25 @@ def reinforced_model() -> ReinforcedModelRecipe:
     steps = 900
     default = default_model()
     return ReinforcedModelRecipe(
-        practice=PracticeConfig(),
+        practice=PracticeConfig(kept=4, replay=0.6),
         data=replace(
             default.data,
             seed=900,
+            english=0.6,
+            unconditional=0.05,
+            min_objects=2,
+            # What tries alone lose (answers) or never find (edits that are wrong every time); pictures are practised.
             tasks=ShapesTasks(
-                text_to_image=0.3,
-                captioning=0.03,
-                question_answering=0.35,
-                editing=0.15,
-                text_to_video=0.04,
-                video_prediction=0.12,
+                text_to_image=0.08,
+                captioning=0.01,
+                question_answering=0.4,
+                editing=0.4,
+                text_to_video=0.03,
+                video_prediction=0.07,
                 film_question_answering=0.01,
             ),
         ),
-        loader=PackedLoaderConfig(rows=1, seq_len=1024, group=8, loss=replace(default.loader.loss, prompt=0.0)),
+        loader=PackedLoaderConfig(rows=2, seq_len=1024, group=8, loss=replace(default.loader.loss, text=3.0, prompt=0.0)),
         task=NextTokenTaskConfig(
             optimizer=OptimizerConfig(betas=(0.9, 0.98), weight_decay=0.0),
             loss_over="kind",
