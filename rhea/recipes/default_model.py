@@ -162,11 +162,12 @@ and two cores for three hours more:
         --data.tasks.question-answering 0.23 --data.tasks.editing 0.42 --data.tasks.video-prediction 0.05 \\
         --data.tasks.captioning 0.01 --data.tasks.film-question-answering 0.01 --trainer.total-steps 1700 \\
         --trainer.schedule.decay-steps 800 --trainer.schedule.warmup-steps 30 --trainer.schedule.learning-rate 0.001
-        # up to step 536 with 0.15 pictures, 0.27 questions and 0.48 edits, 1,000 steps, 700 of them falling
+        # up to step 536 with 0.15 pictures, 0.27 questions and 0.48 edits, 1,000 steps, 700 of them falling; up to
+        # step 900 at the full rate again
     rhea train reinforced-model --start-from runs/blended/checkpoint $crowded --practice.workers 2 \\
         --practice.objects 1 2 3 3 3 3 3 3 3 3 --practice.edited-objects 1 2 2 3 3 3 4 4 4 --practice.seed 41 \\
-        --data.seed 941 --trainer.total-steps 300 --trainer.schedule.decay-steps 270 \\
-        --trainer.schedule.warmup-steps 8 --trainer.schedule.learning-rate 1.5e-4
+        --data.seed 941 --trainer.total-steps 330 --trainer.schedule.decay-steps 300 \\
+        --trainer.schedule.warmup-steps 8 --trainer.schedule.learning-rate 1.5e-4 --output runs/practised-again
 
 `pairs.jsonl` is what the two aligned runs drew, and what the mean of the two checkpoints draws with `--shapes.prompts
 1536 --shapes.edits 0.65 --shapes.objects 1 2 3 3 3 --shapes.seed 7`: 1,427 pairs. `$all` is each type of question once
@@ -185,10 +186,12 @@ is `--task.loss-over kind --trainer.schedule.warmup-steps 30 --data.english 0.6 
 of 64 prompts.
 `runs/six-layers` is the checkpoint before, whose six layers became eight; `runs/blended` is, weight by weight, 0.75 of
 it (grown), 0.75 of `runs/eight-layers` and -0.5 of what it was before it practised (grown): three quarters of the way
-to what the eight layers learned, and half of what practice had changed added once more (arXiv 2212.04089). `$crowded`
-is `--data.edits remove remove remove reshape reshape resize resize recolour recolour add --data.edited-objects 2 2 3 3
-3 4 4 4 --data.questions $all $all` and count_shape five times, count_colour and relation four times each (in
-`runs/eight-layers` edited-objects 1 2 2 3 3 3 4 4 4, in the last run count_colour three times).
+to what the eight layers learned, and half of what practice had changed added once more (arXiv 2212.04089). What the
+last run changed in it was added 1.4 times: these are the weights here. `$crowded` is `--data.edits remove remove remove
+reshape reshape resize resize recolour recolour add --data.edited-objects 2 2 3 3 3 4 4 4 --data.questions $all $all`
+and count_shape five times, relation four times and count_colour three times; for `runs/eight-layers` there were
+edits of one object too and count_colour four times. The practice before replayed 0.2, mostly pictures and questions,
+and kept three tries of a kind.
 
 Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model. That
 has not been run to its end yet; the figures are of the chain above.

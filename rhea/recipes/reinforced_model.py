@@ -97,7 +97,9 @@ def reinforced_model() -> ReinforcedModelRecipe:
                 film_question_answering=0.01,
             ),
         ),
-        loader=PackedLoaderConfig(rows=2, seq_len=1024, group=8, loss=replace(default.loader.loss, text=3.0, prompt=0.0)),
+        loader=PackedLoaderConfig(
+            rows=2, seq_len=1024, group=8, loss=replace(default.loader.loss, text=3.0, prompt=0.0)
+        ),
         task=NextTokenTaskConfig(
             optimizer=OptimizerConfig(betas=(0.9, 0.98), weight_decay=0.0),
             loss_over="kind",
