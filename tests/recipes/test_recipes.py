@@ -35,7 +35,7 @@ def test_released_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "vision_parameters", "parameters"), [(default_model, 2_995_467, 3_028_992), (debug, 79_063, 42_464)]
+    ("recipe", "vision_parameters", "parameters"), [(default_model, 2_995_467, 3_840_960), (debug, 79_063, 42_464)]
 )
 def test_sizes(recipe: Callable[[], DefaultModelRecipe], vision_parameters: int, parameters: int) -> None:
     made = recipe()
