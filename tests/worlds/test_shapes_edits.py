@@ -53,6 +53,19 @@ def test_the_right_picture_passes_and_others_fail() -> None:
             assert not edit.is_right(moved)
 
 
+def test_colour_tells_where_it_is_named_and_of_one_object_alone() -> None:
+    rng = np.random.default_rng(2)
+    for colour_tells in (True, False):
+        for number in range(100):
+            operation = OPERATIONS[number % 4]  # an addition is of nothing that is there
+            edit = sample_edit(rng, "en", operation=operation, num_objects=3, colour_tells=colour_tells)
+            (meant,) = set(edit.source.objects) - set(edit.target.objects)
+            alone = [thing.kind.colour for thing in edit.source.objects].count(meant.kind.colour) == 1
+            named = f"{meant.kind.colour} {meant.kind.shape}" in edit.instruction
+            assert (alone and named) is colour_tells is edit.colour_tells
+    assert sample_edit(rng, "en", operation="add", colour_tells=False).operation == "add"
+
+
 def test_impossible_edits_are_input_errors() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="impossible"):

@@ -52,6 +52,15 @@ def test_captions_hold_for_their_own_scene_and_not_for_others() -> None:
     assert min(styles.values()) > 300
 
 
+def test_of_several_styles_one_that_the_scene_allows_is_drawn() -> None:
+    rng = np.random.default_rng(0)
+    said = [caption(rng, pair(), "en", ("ordered", "ordered", "ordered", "placed")) for _ in range(200)]
+    assert 120 < sum(bool(each.relations) for each in said) < 180
+    assert all(bool(each.relations) != bool(each.places) for each in said)
+    alone = Scene(objects=pair().objects[:1])
+    assert caption(rng, alone, "en", ("ordered",)).satisfied_by(alone.objects)
+
+
 def test_captions_without_places_name_things_in_reading_order() -> None:
     low, right, left = (Kind(colour, "circle", "small") for colour in ("red", "blue", "green"))
     places = {low: (10, 50), right: (50, 21), left: (16, 22)}
@@ -59,6 +68,23 @@ def test_captions_without_places_name_things_in_reading_order() -> None:
     for style in ("plain", "sizeless"):
         said = [claim.colour for claim in caption(np.random.default_rng(0), scene, "en", style).objects]  # type: ignore[arg-type]
         assert said == ["green", "blue", "red"]
+
+
+def test_a_relation_in_order_names_things_as_they_are_drawn_or_swaps_its_two() -> None:
+    rng, swapped, told = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        scene = sample_scene(rng, num_objects=3)
+        if "related" not in possible_styles(scene):
+            continue
+        said = caption(rng, scene, "en", "related_in_order")
+        assert said.satisfied_by(scene.objects)
+        assert "related_in_order" not in possible_styles(scene)
+        drawn = [Selector(*each) for each in caption(rng, scene, "en", "plain").objects]
+        moved = [one for one, other in zip(said.objects, drawn, strict=True) if one != other]
+        assert not moved or set(moved) == {said.relations[0].first, said.relations[0].second}
+        assert not moved or said.relations[0].word in ("above", "below")
+        told, swapped = told + 1, swapped + bool(moved)
+    assert 0.15 < swapped / told < 0.4
 
 
 def test_an_order_too_close_to_call_is_not_stated() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,10 @@ def content(document: Document) -> list[object]:
             assert pixels is not None
             found.append((pixels.tobytes(), segment.target))
     return found
+
+
+def texts(document: Document) -> list[str]:
+    return [segment.text for segment in document.segments if isinstance(segment, Text)]
 
 
 def only(**weights: float) -> ShapesTasks:
@@ -122,6 +127,23 @@ def test_edits_and_numbers_of_objects_are_those_asked_for() -> None:
         assert len(read_picture(picture.pixels)) == 3
 
 
+def test_hard_words_can_be_asked_for_more_often() -> None:
+    config = ShapesSourceConfig(
+        tasks=only(editing=1.0), english=1.0, unconditional=0.0, edits=("remove",), edited_objects=(3,)
+    )
+    by_shape = re.compile(r"the (circle|square|triangle|star|cross|ring)\b")
+    named = [
+        sum(bool(by_shape.search(texts(source.document(index))[0])) for index in range(60))
+        for source in (ShapesSource(config), ShapesSource(replace(config, colourless_edits=1.0)))
+    ]
+    assert named[1] > 1.5 * named[0] > 0
+    config = ShapesSourceConfig(
+        tasks=only(text_to_image=1.0), english=1.0, unconditional=0.0, min_objects=3, captions=("ordered", "related")
+    )
+    told = [texts(ShapesSource(config).document(index))[0] for index in range(60)]
+    assert sum("from left to right" in text.lower() or ", with " in text for text in told) > 50
+
+
 def test_config_survives_json() -> None:
     config = ShapesSourceConfig(seed=5, tasks=only(captioning=2.0))
     assert from_dict(ShapesSourceConfig, to_dict(config)) == config
@@ -137,6 +159,8 @@ def test_config_survives_json() -> None:
         ShapesSourceConfig(min_objects=3, max_objects=2),
         ShapesSourceConfig(edits=("remove", "paint")),
         ShapesSourceConfig(edits=()),
+        ShapesSourceConfig(colourless_edits=1.5),
+        ShapesSourceConfig(captions=("placed", "rhymed")),  # type: ignore[arg-type]
         ShapesSourceConfig(edits=("remove", "add"), edited_objects=(1,)),
     ],
 )

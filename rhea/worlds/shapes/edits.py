@@ -53,6 +53,8 @@ class Edit:
     source: Scene
     instruction: str
     target: Scene
+    colour_tells: bool = True
+    """Whether the colour alone tells which object is meant: the instruction names it and no other object has it."""
 
     def is_right(self, objects: Sequence[ShapeObject], *, tolerance: float = 2.0) -> bool:
         """Grade the objects of an edited picture: the right kinds, each where it was, to ``tolerance`` pixels.
@@ -72,12 +74,14 @@ def sample_edit(
     *,
     operation: str | None = None,
     num_objects: int | Sequence[int] | None = None,
+    colour_tells: bool | None = None,
     held_out: HeldOut = "exclude",
     canvas: int = CANVAS,
 ) -> Edit:
     """Draw a scene and an edit of it; every operation is equally frequent unless one is given.
 
     ``num_objects``: of the scene. One of several is drawn uniformly from those that the operation is possible with.
+    ``colour_tells``: whether the edit's should be so, where it is not an addition; None: as it comes.
     """
     if operation is not None and operation not in OPERATIONS:
         raise InputError(f"edit {operation!r}; known are {list(OPERATIONS)}")
@@ -88,7 +92,7 @@ def sample_edit(
     while True:
         scene = sample_scene(rng, num_objects=num_objects, held_out=held_out, canvas=canvas)
         edit = edit_scene(rng, scene, operation, language, held_out=held_out)
-        if edit is not None:
+        if edit is not None and (operation == "add" or colour_tells in (None, edit.colour_tells)):
             return edit
 
 
@@ -120,17 +124,16 @@ def edit_scene(
     thing = scene.objects[index]
     others = scene.objects[:index] + scene.objects[index + 1 :]
     if operation == "remove":
-        name = _name(rng, thing.kind, scene.kinds).definite(language)
-        target = replace(scene, objects=others)
-        return _edit(rng, operation, scene, target, language, name)
+        return _edit(
+            rng, operation, scene, replace(scene, objects=others), language, _name(rng, thing.kind, scene.kinds)
+        )
     attribute, values = _ATTRIBUTES[operation]
     value = pick(rng, [value for value in values if value != getattr(thing.kind, attribute)])
     changed = replace(thing, kind=thing.kind._replace(**{attribute: value}))
     if changed.kind not in allowed or not _fits(changed, others, scene.canvas):
         return None
-    name = _name(rng, thing.kind, scene.kinds).definite(language)
     target = replace(scene, objects=(*scene.objects[:index], changed, *scene.objects[index + 1 :]))
-    return _edit(rng, operation, scene, target, language, name, CHINESE[value] if language == "zh" else value)
+    return _edit(rng, operation, scene, target, language, _name(rng, thing.kind, scene.kinds), value)
 
 
 def _add(rng: np.random.Generator, scene: Scene, allowed: Sequence[Kind], language: Language) -> Edit | None:
@@ -140,15 +143,24 @@ def _add(rng: np.random.Generator, scene: Scene, allowed: Sequence[Kind], langua
         thing = ShapeObject(kind=kind, x=float(x), y=float(y))
         if _fits(thing, scene.objects, scene.canvas):
             target = replace(scene, objects=(*scene.objects, thing))
-            return _edit(rng, "add", scene, target, language, Selector(*kind).indefinite(language))
+            return _edit(rng, "add", scene, target, language, Selector(*kind))
     return None
 
 
 def _edit(
-    rng: np.random.Generator, operation: str, source: Scene, target: Scene, language: Language, *names: str
+    rng: np.random.Generator,
+    operation: str,
+    source: Scene,
+    target: Scene,
+    language: Language,
+    who: Selector,
+    value: str = "",
 ) -> Edit:
-    text = finish(rng, pick(rng, _PHRASINGS[operation, language]).format(*names), language)
-    return Edit(operation=operation, source=source, instruction=text, target=target)
+    name = who.indefinite(language) if operation == "add" else who.definite(language)
+    value = CHINESE[value] if value and language == "zh" else value
+    text = finish(rng, pick(rng, _PHRASINGS[operation, language]).format(name, value), language)
+    tells = who.colour is not None and [kind.colour for kind in source.kinds].count(who.colour) == 1
+    return Edit(operation=operation, source=source, instruction=text, target=target, colour_tells=tells)
 
 
 def _fits(thing: ShapeObject, others: Sequence[ShapeObject], canvas: int) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import atan2, cos, hypot, pi, sin
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from rhea.worlds.shapes.films import Film
 from rhea.worlds.shapes.scene import CANVAS, COLOURS, SHAPES, SIZES, Kind, Scene, ShapeObject, bounding_radius
 
 Language = Literal["en", "zh"]
-Style = Literal["plain", "sizeless", "ordered", "related", "placed"]
+Style = Literal["plain", "sizeless", "ordered", "related", "placed", "related_in_order"]
+"""``related`` names objects in any order, ``related_in_order``, for training, in that in which they are drawn."""
+STYLES: tuple[Style, ...] = get_args(Style)
 
 LINE = 8
 """Height in pixels of what counts as one line when objects are named in reading order."""
@@ -194,7 +196,7 @@ def finish(rng: np.random.Generator, text: str, language: Language) -> str:
 
 
 def possible_styles(scene: Scene) -> list[Style]:
-    """List the styles in which the scene has an unambiguous caption."""
+    """List the styles in which the scene has an unambiguous caption, without those that are only for training."""
     styles: list[Style] = ["plain"]
     if len({(kind.colour, kind.shape) for kind in scene.kinds}) == len(scene.kinds):
         styles.append("sizeless")
@@ -209,14 +211,20 @@ def possible_styles(scene: Scene) -> list[Style]:
     return styles
 
 
-def caption(rng: np.random.Generator, scene: Scene, language: Language, style: Style | None = None) -> Caption:
-    """Describe a scene; without ``style``, in any style that ``possible_styles`` allows.
+def caption(
+    rng: np.random.Generator, scene: Scene, language: Language, style: Style | Sequence[Style] | None = None
+) -> Caption:
+    """Describe a scene; without ``style``, in any style that ``possible_styles`` allows, of several in one of these.
+
+    Of several, each is as likely as often as it stands there; if the scene allows none of them, any other will do.
 
     Where the text says nothing of places, the objects are named in the order in which a reader's eye, or raster order,
     meets them: what a prompt names first is drawn first, which makes captions far easier to learn from (LOG.md).
     """
-    if style is None:
-        style = pick(rng, possible_styles(scene))  # type: ignore[assignment]
+    if style is None or not isinstance(style, str):
+        possible = possible_styles(scene)
+        wanted = [each for each in style or () if each.removesuffix("_in_order") in possible]
+        style = pick(rng, wanted or possible)  # type: ignore[assignment]
     order = rng.permutation(len(scene.objects))
     things = [scene.objects[i] for i in order]
     if style == "ordered":
@@ -228,9 +236,11 @@ def caption(rng: np.random.Generator, scene: Scene, language: Language, style: S
     if style == "ordered":
         relations = tuple(Relation(a, "left", b) for a, b in pairwise(who))
         text = _ordered(rng, who, language)
-    elif style == "related":
+    elif style == "related" or style == "related_in_order":
         choices = _relations(scene)
         relations = (choices[int(rng.integers(len(choices)))],)
+        if style == "related_in_order" and relations[0].word in ("above", "below") and rng.random() < 0.5:
+            who = _swapped(who, relations[0])
         text = _related(rng, who, relations[0], language)
     else:
         text = _plain(rng, who, language)
@@ -262,6 +272,12 @@ def _relations(scene: Scene) -> list[Relation]:
         for word in RELATIONS
         if offset(a, b, word) > RELATION_MARGIN
     ]
+
+
+def _swapped(who: tuple[Selector, ...], relation: Relation) -> tuple[Selector, ...]:
+    """Name the related two in each other's place, as a text may that asks for the second to be above the first."""
+    other = {relation.first: relation.second, relation.second: relation.first}
+    return tuple(other.get(one, one) for one in who)
 
 
 def _plain(rng: np.random.Generator, who: Sequence[Selector], language: Language) -> str:

@@ -17,7 +17,7 @@ from rhea.documents.mixture import draw_task, task_shares
 from rhea.errors import InputError
 from rhea.worlds.shapes.edits import OPERATIONS, possible_numbers, sample_edit
 from rhea.worlds.shapes.films import MAX_MOVING, Film, render_film, sample_film
-from rhea.worlds.shapes.language import Language, caption, describe, film_caption, finish, pick
+from rhea.worlds.shapes.language import STYLES, Language, Style, caption, describe, film_caption, finish, pick
 from rhea.worlds.shapes.questions import DESCRIBE, LAYOUT, QUESTION_TYPES, ask, sample_crowded_scene
 from rhea.worlds.shapes.render import render
 from rhea.worlds.shapes.scene import CANVAS, MAX_OBJECTS, HeldOut, Scene, sample_scene
@@ -70,6 +70,11 @@ class ShapesSourceConfig:
     """What edits do, drawn uniformly likewise."""
     edited_objects: tuple[int, ...] | None = None
     """How many objects an edited scene has, drawn uniformly likewise; None: as many as any scene."""
+    colourless_edits: float = 0.0
+    """Share of the edits that are surely such that colour does not tell which object is meant: the instruction names it
+    by its shape alone, or another object has its colour. Of the others many are, as it comes."""
+    captions: tuple[Style, ...] = ()
+    """Styles of the captions to draw from, drawn uniformly likewise from those that the scene allows; () means all."""
 
 
 class ShapesSource:
@@ -86,6 +91,10 @@ class ShapesSource:
             raise InputError(f"{self.config.min_objects} to {self.config.max_objects} objects is no range of 1 or more")
         if not self.config.edits or not set(self.config.edits) <= set(OPERATIONS):
             raise InputError(f"edits are some of {', '.join(OPERATIONS)}, not {', '.join(self.config.edits) or 'none'}")
+        if not set(self.config.captions) <= set(STYLES):
+            raise InputError(f"captions are some of {', '.join(STYLES)}, not {', '.join(self.config.captions)}")
+        if not 0 <= self.config.colourless_edits <= 1:
+            raise InputError(f"colourless_edits is a share from 0 to 1, not {self.config.colourless_edits}")
         if self.config.edited_objects is not None:
             for edit in self.config.edits:
                 possible_numbers(edit, self.config.edited_objects)
@@ -102,7 +111,7 @@ class ShapesSource:
 
     def _text_to_image(self, rng: np.random.Generator, language: Language) -> Document:
         scene = self._scene(rng)
-        text = caption(rng, scene, language).text
+        text = caption(rng, scene, language, self.config.captions).text
         return formats.text_to_image(self._or_nothing(rng, text), _image(scene))
 
     def _captioning(self, rng: np.random.Generator, language: Language) -> Document:
@@ -125,6 +134,7 @@ class ShapesSource:
             language,
             operation=operation,
             num_objects=config.edited_objects,
+            colour_tells=False if config.colourless_edits and rng.random() < config.colourless_edits else None,
             held_out=config.held_out,
             canvas=config.canvas,
         )
