@@ -11,9 +11,9 @@ import numpy as np
 from rhea.generation.completion import Prompt
 from rhea.generation.prompts import PromptWriter
 from rhea.worlds.shapes.edits import sample_edit
-from rhea.worlds.shapes.language import Language, caption
+from rhea.worlds.shapes.language import Language, Style, caption
 from rhea.worlds.shapes.render import render
-from rhea.worlds.shapes.scene import CANVAS, ShapeObject, sample_scene
+from rhea.worlds.shapes.scene import CANVAS, Scene, ShapeObject, sample_scene
 
 
 class Exercise(NamedTuple):
@@ -22,6 +22,10 @@ class Exercise(NamedTuple):
     prompt: Prompt
     is_right: Callable[[Sequence[ShapeObject]], bool]
     """Judges the objects that ``read_picture`` finds in what was drawn."""
+    outcome: Scene
+    """A scene that would be right."""
+    exact: bool
+    """Whether it is the only one: what is drawn can be compared with it place by place."""
 
 
 def draw_exercise(
@@ -32,20 +36,25 @@ def draw_exercise(
     objects: Sequence[int],
     english: float,
     edited_objects: Sequence[int] | None = None,
+    colourless_edits: float = 0.0,
+    captions: Sequence[Style] = (),
     **sampling: Any,
 ) -> Exercise:
     """Draw one: an edit in that share of the cases, else a caption of a scene of one of those numbers of objects.
 
-    ``edited_objects``: how many objects are edited, drawn uniformly; None: as many as in any scene.
+    ``edited_objects``, ``colourless_edits``, ``captions``: as in ``ShapesSourceConfig``.
     ``sampling``: of ``PromptWriter.draw``, which is else the checkpoint's.
     """
     language: Language = "en" if rng.random() < english else "zh"
     seed = int(rng.integers(2**31))
     if rng.random() < edits:
-        edit = sample_edit(rng, language, num_objects=edited_objects)
+        colour_tells = False if colourless_edits and rng.random() < colourless_edits else None
+        edit = sample_edit(rng, language, num_objects=edited_objects, colour_tells=colour_tells)
         prompt = writer.edit([render(edit.source)], edit.instruction, seed=seed, **sampling)
-        return Exercise(edit.operation, prompt, edit.is_right)
+        return Exercise(edit.operation, prompt, edit.is_right, edit.target, edit.operation != "add")
     number = int(rng.choice(objects))
-    told = caption(rng, sample_scene(rng, num_objects=number), language)
+    scene = sample_scene(rng, num_objects=number)
+    told = caption(rng, scene, language, captions)
     name = "1 object" if number == 1 else f"{number} objects"
-    return Exercise(name, writer.draw(told.text, size=(CANVAS, CANVAS), seed=seed, **sampling), told.satisfied_by)
+    prompt = writer.draw(told.text, size=(CANVAS, CANVAS), seed=seed, **sampling)
+    return Exercise(name, prompt, told.satisfied_by, scene, exact=False)

@@ -4,7 +4,8 @@ Group relative policy optimization (arXiv 2402.03300, section 4.1) without a cri
 the deviation (arXiv 2503.20783, section 3.2). Each prompt of a round is drawn several times by the model as it is then,
 without guidance and at temperature 1, so that what is drawn is what the loss speaks of. A try's advantage, its reward
 (1 if it is exactly right, else 0) less the mean of its prompt's, weighs the loss of its codes: right tries become
-likelier, wrong ones less likely. Prompts that are always or never right teach nothing.
+likelier, wrong ones less likely. Captions that are always or never right teach nothing. An edit has one outcome, so
+its tries are weighed code by code (``advantages``).
 
 Rows of plain documents beside the tries keep what is not practised.
 """
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 
 from rhea.checkpoints.load import load_checkpoint
-from rhea.documents.grammar import Rendered
+from rhea.documents.document import Document, Image, ImageSize
+from rhea.documents.grammar import Grammar, LossWeights, Rendered
 from rhea.documents.loader import PackedLoader
 from rhea.documents.packing import Packed, pack
 from rhea.documents.prefetch import live_as_long_as_the_trainer
@@ -31,9 +33,14 @@ from rhea.models.transformer import Transformer
 from rhea.recipes.exercises import Exercise, draw_exercise
 from rhea.training.task import TrainingError
 from rhea.worlds.shapes.grader import read_picture
+from rhea.worlds.shapes.language import Style
+from rhea.worlds.shapes.render import render
 
 _PRACTICE = 20261130
 """First word of the seeds, so that no other draw has them."""
+_ANOTHER = 25.0
+"""Mean difference of the pixels of one code, of 255, from which it shows another thing: of 66 wrong edits 62
+differed by more somewhere, of 134 right ones 23."""
 _PATIENCE = 8
 """Rounds without anything to learn from, one after the other, that end a run."""
 
@@ -52,6 +59,13 @@ class PracticeConfig:
     """How many objects a captioned scene has, drawn uniformly."""
     edited_objects: tuple[int, ...] | None = None
     """How many objects an edited scene has, drawn uniformly; None: as many as any scene."""
+    colourless_edits: float = 0.0
+    """Share of the edits in which colour surely does not tell which object is meant (``ShapesSourceConfig``)."""
+    captions: tuple[Style, ...] = ()
+    """Styles of the captions, drawn uniformly from those that the scene allows; () means all."""
+    shown: float = 0.0
+    """Weight of the outcome of an edit, learned in place of the tries where none of them is right, for tries can't
+    teach what is never tried. 0 shows none."""
     english: float = 0.6
     rows: int = 8
     """Rows of tries in a microbatch."""
@@ -69,8 +83,8 @@ class PracticeConfig:
                 "practice needs prompts, two samples or more of each, some to keep, a number of objects, rows and a "
                 f"worker: {self}"
             )
-        if self.replay < 0:
-            raise InputError(f"replay must be 0 or more, got {self.replay}")
+        if min(self.replay, self.shown) < 0:
+            raise InputError(f"replay and shown must be 0 or more, got {self.replay} and {self.shown}")
 
 
 class Tries(NamedTuple):
@@ -192,9 +206,17 @@ def draw_tries(
         ids = completer.grammar.render_prompt(exercise.prompt.document, exercise.prompt.next)
         written = [np.array(each.token_ids) for each in completions[mine]]
         first_code = completer.grammar.vocabulary.vision.start
+        size = exercise.prompt.next
+        assert isinstance(size, ImageSize)
+        outcome = render(exercise.outcome)
+        places = right_places(pictures[mine], outcome, right, size) if exercise.exact else right[:, None]
         documents = [
-            _weighted(ids, written[index], weight, first_code) for index, weight in advantages(right, config.kept)
+            _weighted(ids, written[index], weights, first_code)
+            for index, weights in advantages(right, places, config.kept)
         ]
+        if config.shown and exercise.exact and not right.any():
+            (codes,) = codec.encode_pictures([outcome])
+            documents = [_shown(exercise.prompt.document, codes, completer.grammar, config.shown)]
         found.append(Tries(exercise.name, right, documents))
     return found
 
@@ -208,31 +230,56 @@ def ask(config: PracticeConfig, artist: Rhea, number: int) -> Exercise:
         objects=config.objects,
         english=config.english,
         edited_objects=config.edited_objects,
+        colourless_edits=config.colourless_edits,
+        captions=config.captions,
         guidance_scale=1.0,
         temperature=1.0,
         top_p=1.0,
     )
 
 
-def advantages(right: np.ndarray, kept: int) -> Iterator[tuple[int, float]]:
+def right_places(pictures: Sequence[np.ndarray], outcome: np.ndarray, right: np.ndarray, size: ImageSize) -> np.ndarray:
+    """Return bool [tries, codes]: where each of the pictures shows what the outcome shows.
+
+    One that is right does so everywhere, one that is wrong at least not where it differs most.
+    """
+    differences = np.abs(np.stack(pictures).astype(np.float32) - outcome).mean(axis=-1)
+    tries, height, width = differences.shape
+    blocks = differences.reshape(tries, size.height, height // size.height, size.width, width // size.width)
+    mean = blocks.mean(axis=(2, 4)).reshape(tries, -1)
+    return right[:, None] | ((mean < _ANOTHER) & (mean < mean.max(axis=1, keepdims=True)))
+
+
+def advantages(right: np.ndarray, places: np.ndarray, kept: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield which tries of a prompt are learned from, at most ``kept`` right and as many wrong ones, and their weights.
 
-    Right and wrong ones weigh the same in all, as much as without the limit. None if all are right or all wrong.
+    ``places``, bool [tries, choices], tells which choices were right; one choice may stand for the whole try. A choice
+    weighs 1 if it was right, else 0, less the share of right ones among the tries that had been right until then;
+    after its first wrong choice nothing of a try weighs. Those that are kept stand for the others of their kind.
     """
-    share = right.mean()
-    for wanted, sign in ((True, 1), (False, -1)):
-        chosen = np.flatnonzero(right == wanted)[:kept]
-        for index in chosen if 0 < share < 1 else ():
-            yield int(index), float(sign * len(right) * share * (1 - share) / len(chosen))
+    until_then = np.ones_like(places)
+    until_then[:, 1:] = np.logical_and.accumulate(places, axis=1)[:, :-1]
+    share = (places & until_then).sum(axis=0) / np.maximum(until_then.sum(axis=0), 1)
+    weights = until_then * (places - share)
+    for kind in (right, ~right):
+        chosen = kind.nonzero()[0][:kept]
+        for index in chosen:
+            if weights[index].any():
+                yield int(index), weights[index] * kind.sum() / len(chosen)
 
 
-def _weighted(prompt_ids: np.ndarray, written_ids: np.ndarray, weight: float, first_code: int) -> Rendered:
+def _weighted(prompt_ids: np.ndarray, written_ids: np.ndarray, weights: np.ndarray, first_code: int) -> Rendered:
     """Return a try; only its codes were chosen by the model, the rest is the grammar's."""
-    weights = np.where(written_ids >= first_code, weight, 0)
-    return Rendered(
-        np.concatenate([prompt_ids, written_ids]).astype(np.int64),
-        np.concatenate([np.zeros(len(prompt_ids)), weights]).astype(np.float32),
-    )
+    ids = np.concatenate([prompt_ids, written_ids]).astype(np.int64)
+    placed = np.zeros(len(ids), dtype=np.float32)
+    placed[len(prompt_ids) + (written_ids >= first_code).nonzero()[0]] = weights
+    return Rendered(ids, placed)
+
+
+def _shown(asked: Document, codes: np.ndarray, grammar: Grammar, weight: float) -> Rendered:
+    """Return what was asked for with an outcome, to learn as plain documents are."""
+    document = Document((*asked.segments, Image(codes=codes)), bos=asked.bos)
+    return grammar.render(document, LossWeights(vision=weight, structure=0.0, eos=0.0, prompt=0.0))
 
 
 _begun: list[tuple[PracticeConfig, Rhea]] = []

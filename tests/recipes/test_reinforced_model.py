@@ -1,6 +1,7 @@
 """The reinforced model: its tries are weighed as they were graded, and right ones become likelier."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,18 @@ import torch
 import rhea
 from rhea.checkpoints.load import load_checkpoint
 from rhea.config import from_dict, to_dict
-from rhea.documents.document import Image
+from rhea.documents.document import Image, ImageSize, Text
 from rhea.documents.packing import Packed
 from rhea.errors import InputError
 from rhea.generation.loading import DEFAULT_MODEL
 from rhea.models.transformer import Transformer
 from rhea.recipes.exercises import Exercise
-from rhea.recipes.practice import PracticeConfig, PracticeLoader, advantages, ask, load_artist
+from rhea.recipes.practice import PracticeConfig, PracticeLoader, advantages, ask, load_artist, right_places
 from rhea.recipes.reinforced_model import ReinforcedModelRecipe, reinforced_model
 from rhea.training.schedule import ScheduleConfig
 from rhea.training.task import TrainingError
 from rhea.worlds.shapes.grader import read_picture
+from rhea.worlds.shapes.scene import SHAPES
 
 PRACTICE = PracticeConfig(prompts=12, samples=4, kept=2, objects=(3,), rows=2)
 
@@ -38,12 +40,37 @@ def test_config_round_trip() -> None:
     assert from_dict(ReinforcedModelRecipe, json.loads(json.dumps(to_dict(made)))) == made
 
 
+def weighed(right: list[int], places: list[list[int]], kept: int) -> dict[int, list[float]]:
+    found = advantages(np.array(right, dtype=bool), np.array(places, dtype=bool), kept)
+    return {index: weights.tolist() for index, weights in found}
+
+
 def test_advantages_are_of_the_group_and_weigh_the_same_however_many_are_kept() -> None:
-    right = np.array([True, False, True, True])
-    assert [*advantages(right, 4)] == [(0, 0.25), (2, 0.25), (3, 0.25), (1, -0.75)]
-    assert [*advantages(right, 2)] == [(0, 0.375), (2, 0.375), (1, -0.75)]
-    assert not [*advantages(np.ones(4, dtype=bool), 2)]
-    assert not [*advantages(np.zeros(4, dtype=bool), 2)]
+    right, whole = [1, 0, 1, 1], [[1], [0], [1], [1]]
+    assert weighed(right, whole, 4) == {0: [0.25], 2: [0.25], 3: [0.25], 1: [-0.75]}
+    assert weighed(right, whole, 2) == {0: [0.375], 2: [0.375], 1: [-0.75]}
+    assert not weighed([1, 1], [[1], [1]], 2)
+    assert not weighed([0, 0], [[0], [0]], 2)
+
+
+def test_choices_are_weighed_where_tries_part_and_never_after_a_mistake() -> None:
+    right, places = [1, 1, 0, 0], [[1, 1, 1], [1, 1, 1], [1, 0, 1], [1, 1, 0]]
+    found = weighed(right, places, 4)
+    assert found[0] == found[1] == pytest.approx([0, 0.25, 1 / 3])
+    assert found[2] == pytest.approx([0, -0.75, 0])
+    assert found[3] == pytest.approx([0, 0.25, -2 / 3])
+    assert not weighed([0, 0], [[0, 1], [0, 0]], 2)  # both were wrong in the same place
+
+
+def test_places_of_a_try_are_compared_with_the_outcome() -> None:
+    outcome = np.full((4, 4, 3), 200, dtype=np.uint8)
+    wrong, faint = outcome.copy(), outcome.copy()
+    wrong[2:, :2] = 100
+    faint[:2, 2:] -= 10
+    places = right_places(
+        [outcome, wrong, faint, faint], outcome, np.array([True, False, False, True]), ImageSize(height=2, width=2)
+    )
+    assert places.tolist() == [[True] * 4, [True, True, False, True], [True, False, True, True], [True] * 4]
 
 
 class NoDocuments:
@@ -95,7 +122,9 @@ def test_a_round_weighs_right_tries_up_and_wrong_ones_down(monkeypatch: pytest.M
         (prompt,) = [prompt for prompt in asked if tuple(ids[: len(prompt)]) == prompt]
         codes = np.array(ids) >= grammar.vocabulary.vision.start
         codes[: len(prompt)] = False
-        assert (weights != 0).tolist() == codes.tolist()
+        assert not weights[~codes].any()
+        if any(isinstance(each, Image) for each in asked[prompt].prompt.document.segments):
+            continue  # edits are weighed by place
         (weight,) = set(weights[codes].tolist())
         drawn = grammar.parse(ids).segments[-1]
         assert isinstance(drawn, Image)
@@ -126,6 +155,41 @@ def test_scenes_have_as_many_objects_as_asked_for() -> None:
         assert len(read_picture(artist.codec.decode_picture(source.codes))) in possible
 
 
+def test_hard_words_are_asked_for_more_often() -> None:
+    artist = load_artist(str(DEFAULT_MODEL))
+    config = replace(PRACTICE, english=1.0, edited_objects=(3,), captions=("ordered", "related"))
+
+    def found(config: PracticeConfig, pattern: str) -> int:
+        asked = [ask(config, artist, number).prompt.document.segments[0] for number in range(60)]
+        return sum(bool(re.search(pattern, each.text.lower())) for each in asked if isinstance(each, Text))
+
+    assert found(replace(config, edits=0.0), "from left to right|, with ") > 50
+    by_shape = rf"the ({'|'.join(SHAPES)})\b"
+    as_it_comes = found(replace(config, edits=1.0), by_shape)
+    assert found(replace(config, edits=1.0, colourless_edits=1.0), by_shape) > 1.5 * as_it_comes > 0
+
+
+def test_the_outcome_of_an_edit_is_shown_where_no_try_was_right() -> None:
+    loader, model = practice(replace(PRACTICE, replay=0.0, shown=2.0, samples=2, rows=100))
+    with torch.no_grad():
+        model.lm_head.weight[-1] *= 100  # type: ignore[union-attr]
+    artist = loader._artist
+    assert artist.codec is not None
+    asked = [ask(loader.config, artist, number) for number in range(PRACTICE.prompts)]
+    asked = [each for each in asked if each.exact]  # of a caption many pictures are right
+    shown = documents(loader.next_batch())
+    assert 1 < len(shown) == len(asked)
+    for ids, weights in shown:
+        segments = artist.completer.grammar.parse(ids).segments
+        assert isinstance(segments[-1], Image)
+        assert segments[-1].codes is not None
+        assert weights[weights != 0].tolist() == [2.0] * segments[-1].codes.size
+        objects = read_picture(artist.codec.decode_picture(segments[-1].codes))
+        prompts = [artist.completer.grammar.render_prompt(each.prompt.document, each.prompt.next) for each in asked]
+        (mine,) = [each for each, told in zip(asked, prompts, strict=True) if ids[: len(told)] == told.tolist()]
+        assert mine.is_right(objects)
+
+
 def test_processes_draw_the_same() -> None:
     config = replace(PRACTICE, replay=0.0, prompts=6)
     alone, _ = practice(config)
@@ -146,7 +210,7 @@ def test_each_round_is_drawn_with_the_weights_of_the_moment() -> None:
 
 
 def test_a_model_that_is_never_right_is_told_so() -> None:
-    loader, model = practice(replace(PRACTICE, replay=0.0, prompts=1, samples=2))
+    loader, model = practice(replace(PRACTICE, replay=0.0, prompts=1, samples=2, edits=0.0))
     with torch.no_grad():
         model.lm_head.weight[-1] *= 100  # type: ignore[union-attr]
     with pytest.raises(TrainingError, match="8 rounds of prompts were always or never right"):
@@ -182,5 +246,5 @@ def test_what_cannot_be_practised_is_refused(tmp_path: Path) -> None:
         replace(small(), start_from=()).run(tmp_path)
     with pytest.raises(InputError, match="two samples or more"):
         PracticeConfig(samples=1)
-    with pytest.raises(InputError, match="replay must be 0 or more"):
+    with pytest.raises(InputError, match="replay and shown must be 0 or more"):
         PracticeConfig(replay=-1.0)
