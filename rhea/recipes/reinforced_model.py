@@ -79,13 +79,14 @@ def reinforced_model() -> ReinforcedModelRecipe:
     steps = 900
     default = default_model()
     return ReinforcedModelRecipe(
-        practice=PracticeConfig(kept=4, replay=0.6),
+        practice=PracticeConfig(kept=4, replay=0.4, colourless_edits=0.4, shown=1.0),
         data=replace(
             default.data,
             seed=900,
             english=0.6,
             unconditional=0.05,
             min_objects=2,
+            colourless_edits=0.6,
             # What tries alone lose (answers) or never find (edits that are wrong every time); pictures are practised.
             tasks=ShapesTasks(
                 text_to_image=0.08,
