@@ -168,22 +168,22 @@ and two cores for three hours more:
         --practice.objects 1 2 3 3 3 3 3 3 3 3 --practice.edited-objects 1 2 2 3 3 3 4 4 4 --practice.seed 41 \\
         --data.seed 941 --trainer.total-steps 330 --trainer.schedule.decay-steps 300 \\
         --trainer.schedule.warmup-steps 8 --trainer.schedule.learning-rate 1.5e-4 --output runs/practised-again
-    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/stretched/checkpoint $by_shape \
-        --output runs/by-shape --data.seed 301 --trainer.total-steps 700 --trainer.schedule.decay-steps 500 \
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/stretched/checkpoint $by_shape \\
+        --output runs/by-shape --data.seed 301 --trainer.total-steps 700 --trainer.schedule.decay-steps 500 \\
         --trainer.schedule.learning-rate 8e-4
-    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/by-shape/checkpoint $by_shape \
-        --output runs/by-shape-again --data.seed 302 --trainer.total-steps 340 --trainer.schedule.decay-steps 310 \
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/by-shape/checkpoint $by_shape \\
+        --output runs/by-shape-again --data.seed 302 --trainer.total-steps 340 --trainer.schedule.decay-steps 310 \\
         --trainer.schedule.learning-rate 8e-4
-    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/by-shape-again/checkpoint $by_shape \
-        --output runs/by-shape-last --data.seed 303 --trainer.total-steps 500 --trainer.schedule.decay-steps 420 \
-        --trainer.schedule.learning-rate 0.001 --data.edited-objects 2 2 3 3 3 4 4 4 \
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/by-shape-again/checkpoint $by_shape \\
+        --output runs/by-shape-last --data.seed 303 --trainer.total-steps 500 --trainer.schedule.decay-steps 420 \\
+        --trainer.schedule.learning-rate 0.001 --data.edited-objects 2 2 3 3 3 4 4 4 \\
         --data.edits remove remove remove reshape reshape reshape reshape resize resize resize recolour recolour add
-    rhea train reinforced-model --start-from runs/between/checkpoint --practice.workers 2 --practice.seed 81 \
-        --practice.objects 1 2 3 3 3 3 3 3 3 3 --practice.edited-objects 1 2 2 3 3 3 4 4 --data.seed 981 \
-        --data.tasks.text-to-image 0.06 --data.tasks.question-answering 0.36 --data.tasks.editing 0.42 \
-        --data.tasks.text-to-video 0.08 --data.tasks.video-prediction 0.06 --data.edited-objects 2 2 3 3 3 4 4 4 \
-        --data.edits remove remove remove reshape reshape reshape resize resize recolour recolour add \
-        --data.questions $all $all $counted --trainer.total-steps 220 --trainer.schedule.decay-steps 165 \
+    rhea train reinforced-model --start-from runs/between/checkpoint --practice.workers 2 --practice.seed 81 \\
+        --practice.objects 1 2 3 3 3 3 3 3 3 3 --practice.edited-objects 1 2 2 3 3 3 4 4 --data.seed 981 \\
+        --data.tasks.text-to-image 0.06 --data.tasks.question-answering 0.36 --data.tasks.editing 0.42 \\
+        --data.tasks.text-to-video 0.08 --data.tasks.video-prediction 0.06 --data.edited-objects 2 2 3 3 3 4 4 4 \\
+        --data.edits remove remove remove reshape reshape reshape resize resize recolour recolour add \\
+        --data.questions $all $all $counted --trainer.total-steps 220 --trainer.schedule.decay-steps 165 \\
         --trainer.schedule.warmup-steps 8 --output runs/practised-last
 
 `pairs.jsonl` is what the two aligned runs drew, and what the mean of the two checkpoints draws with `--shapes.prompts
@@ -206,16 +206,17 @@ it (grown), 0.75 of `runs/eight-layers` and -0.5 of what it was before it practi
 to what the eight layers learned, and half of what practice had changed added once more (arXiv 2212.04089). What the
 last run changed in it was added 1.4 times: `runs/stretched`. `runs/between` lies 0.65 of the way from there to
 `runs/by-shape-last`; these are the weights of `runs/practised-last`. `$counted` is count_shape five times, relation
-four times and count_colour three times, `$by_shape` is `--loader.loss.prompt 0 --task.loss-over kind
---task.ema-decay 0.99 --trainer.schedule.warmup-steps 30 --data.english 0.6 --data.unconditional 0.03 --data.min-objects 2
+four times and count_colour three times, `$by_shape` is `--loader.loss.prompt 0 --task.loss-over kind --task.ema-decay
+0.99 --trainer.schedule.warmup-steps 30 --data.english 0.6 --data.unconditional 0.03 --data.min-objects 2
 --data.tasks.text-to-image 0 --data.tasks.captioning 0.01 --data.tasks.question-answering 0.2 --data.tasks.editing 0.67
 --data.tasks.text-to-video 0.06 --data.tasks.video-prediction 0.05 --data.tasks.film-question-answering 0.01
 --data.colourless-edits 0.65 --data.edits remove remove remove reshape reshape reshape resize resize recolour recolour
-add --data.edited-objects 1 2 2 3 3 3 4 4 4 --data.questions $all $all $counted count_colour`. `$crowded` is `--data.edits remove remove remove
-reshape reshape resize resize recolour recolour add --data.edited-objects 2 2 3 3 3 4 4 4 --data.questions $all $all`
-and count_shape five times, relation four times and count_colour three times; for `runs/eight-layers` there were
-edits of one object too and count_colour four times. The practice before replayed 0.2, mostly pictures and questions,
-and kept three tries of a kind.
+add --data.edited-objects 1 2 2 3 3 3 4 4 4 --data.questions $all $all $counted count_colour`. `$crowded` is
+`--data.edits remove remove remove reshape reshape resize resize recolour recolour add --data.edited-objects 2 2 3 3 3
+4 4 4 --data.questions $all $all` and count_shape five times, relation four times and count_colour three times; for
+`runs/eight-layers` there were edits of one object too and count_colour four times. `runs/practised-again` replayed
+0.6, weighed the tries of edits as wholes, with `--practice.colourless-edits 0`, and showed no outcome; the practice
+before it replayed 0.2, mostly pictures and questions, and kept three tries of a kind.
 
 Without detours it is the three recipes, one after the other: default-tokenizer, local-tokenizer, default-model. That
 has not been run to its end yet; the figures are of the chain above.
