@@ -206,15 +206,16 @@ def draw_tries(
         ids = completer.grammar.render_prompt(exercise.prompt.document, exercise.prompt.next)
         written = [np.array(each.token_ids) for each in completions[mine]]
         first_code = completer.grammar.vocabulary.vision.start
-        size = exercise.prompt.next
-        assert isinstance(size, ImageSize)
-        outcome = render(exercise.outcome)
-        places = right_places(pictures[mine], outcome, right, size) if exercise.exact else right[:, None]
+        places = right[:, None]
+        if exercise.exact:
+            size, outcome = exercise.prompt.next, render(exercise.outcome)
+            assert isinstance(size, ImageSize)
+            places = right_places(pictures[mine], outcome, right, size)
         documents = [
             _weighted(ids, written[index], weights, first_code)
             for index, weights in advantages(right, places, config.kept)
         ]
-        if config.shown and exercise.exact and not right.any():
+        if exercise.exact and config.shown and not right.any():
             (codes,) = codec.encode_pictures([outcome])
             documents = [_shown(exercise.prompt.document, codes, completer.grammar, config.shown)]
         found.append(Tries(exercise.name, right, documents))
