@@ -117,24 +117,29 @@ def test_a_round_weighs_right_tries_up_and_wrong_ones_down(monkeypatch: pytest.M
     while loader._packed:
         rounds.append(loader.next_batch())
     assert all(len(packed.token_ids) <= PRACTICE.rows for packed in rounds)
-    totals, signs = Counter[tuple[int, ...]](), Counter[int]()
+    totals, signs, by_place = Counter[tuple[int, ...]](), Counter[int](), 0
     for ids, weights in (each for packed in rounds for each in documents(packed)):
         (prompt,) = [prompt for prompt in asked if tuple(ids[: len(prompt)]) == prompt]
         codes = np.array(ids) >= grammar.vocabulary.vision.start
         codes[: len(prompt)] = False
-        assert not weights[~codes].any()
-        if any(isinstance(each, Image) for each in asked[prompt].prompt.document.segments):
-            continue  # edits are weighed by place
-        (weight,) = set(weights[codes].tolist())
         drawn = grammar.parse(ids).segments[-1]
         assert isinstance(drawn, Image)
         assert drawn.codes is not None
-        picture = codec.decode_picture(drawn.codes)
-        assert asked[prompt].is_right(read_picture(picture)) is (weight > 0)
+        right = asked[prompt].is_right(read_picture(codec.decode_picture(drawn.codes)))
+        if asked[prompt].exact:  # weighed by place, up to the first that is wrong
+            assert not weights[~codes].any()
+            negative = (weights < 0).nonzero()[0]
+            assert len(negative) <= (not right)
+            assert not len(negative) or not weights[negative[0] + 1 :].any()
+            by_place += 1
+            continue
+        assert (weights != 0).tolist() == codes.tolist()
+        (weight,) = set(weights[codes].tolist())
+        assert right is (weight > 0)
         assert {exercise.prompt.sampling.guidance_scale for exercise in asked.values()} == {1.0}
         totals[prompt] += weight
         signs[weight > 0] += 1
-    assert min(signs.values()) >= 2
+    assert min(*signs.values(), by_place) >= 2
     np.testing.assert_allclose([*totals.values()], 0, atol=1e-6)
     shown = loader.evaluate(None, 0, Path())
     assert shown["reward/3 objects"] <= 1
