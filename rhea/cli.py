@@ -50,6 +50,7 @@ def generate(
     fps: Annotated[float | None, arg(metavar="RATE")] = None,
     negative_prompt: Annotated[str | None, arg(metavar="TEXT")] = None,
     best_of: Annotated[int, arg(metavar="N")] = 1,
+    as_written: bool = False,
     zipar: Annotated[int | None, arg(metavar="CODES")] = None,
     preview: bool = False,
     stats: bool = False,
@@ -77,6 +78,8 @@ def generate(
         fps: Frames per second of a film.
         negative_prompt: What is not to be seen.
         best_of: Draw each picture N times and keep the one that the model itself reads best as what was asked.
+        as_written: Draw from the prompt itself; else a model that learned to may first put it in words that it draws
+            more surely, and tells them.
         zipar: Draw rows side by side, each that many codes behind the one above: fewer forwards, worse pictures.
         preview: Rewrite the output as the one picture or film grows (rows to come are grey), to watch in a viewer.
         stats: Tell what the engine did: forwards, guesses that held, prompt tokens shared, time, cache in use.
@@ -100,6 +103,7 @@ def generate(
             samples=samples,
             negative_prompt=negative_prompt,
             best_of=best_of,
+            revise=False if as_written else None,
             zipar=zipar,
             progress=progress,
             preview=(lambda _, seen: None if seen.final else seen.save(output)) if preview else None,
@@ -113,6 +117,9 @@ def generate(
         _say(f"wrote {output}")
     else:
         _save(made, output)
+    for revised in dict.fromkeys(getattr(each, "revised_prompt", None) for each in made):
+        if revised is not None:
+            _say(f"drawn from: {revised}")
     if stats:
         _say(loaded.completer.statistics.summary())
 

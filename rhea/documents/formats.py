@@ -13,6 +13,8 @@ from dataclasses import replace
 from rhea.documents.document import Document, Image, Segment, Text, Video
 
 SYSTEM_PROMPT = "You are a helpful assistant. "
+KEPT = "OK"
+"""What a prompt is answered with that is fine as it is."""
 
 
 def text_to_image(caption: str, image: Image | None = None) -> Document:
@@ -49,6 +51,11 @@ def question_answering(
         if answered is not None:
             segments.append(Text(f" {answered}", ends_turn=not last))
     return Document(tuple(segments), task="question_answering")
+
+
+def prompt_revision(prompt: str, revised: str | None = None) -> Document:
+    """Build a chat in which a prompt for a picture is put in words that are easier to draw, or kept: ``KEPT``."""
+    return question_answering(None, f"Revise the prompt: {prompt.removesuffix('.')}", revised)
 
 
 def editing(images: Sequence[Image], instruction: str, image: Image | None = None) -> Document:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from rhea.documents import formats
 from rhea.documents.constraint import Constraint
 from rhea.documents.document import Document, Image, ImageSize, Text, Video, VideoSize, encode_documents
 from rhea.documents.grammar import Grammar
@@ -26,6 +27,10 @@ from rhea.tokenizers.vision import VisionCodec
 
 _MARKS_AFTER_GRID = 2
 """Image-end and EOS."""
+_REVISION = SamplingConfig(temperature=0.5)
+"""Samples of one prompt differ in where things are, and few words slip."""
+_LONGEST_REVISION = 128
+"""Tokens. A revision that is cut off is drawn as far as it goes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,18 +49,38 @@ class Prompt:
     """Limit for text; a picture or film takes what it takes."""
     best_of: int = 1
     """Of a picture from text: draw so many, keep the one that agrees best with the text (``choosing.py``)."""
+    revise: bool = False
+    """Of a picture from text: let the model put the text first in words that it draws more surely."""
 
     def __post_init__(self) -> None:
         if self.best_of < 1:
             raise InputError(f"best_of is {self.best_of}; it must be at least 1")
         if self.best_of > 1 and not (isinstance(self.next, ImageSize) and self.text):
             raise InputError("best_of is for pictures from text: the text is what it judges them by")
+        if self.revise and not (isinstance(self.next, ImageSize) and self.text):
+            raise InputError("revise is for pictures from text: the text is what is revised")
 
     @property
     def text(self) -> str | None:
         """The text, if the document is nothing else."""
         segments = self.document.segments
         return segments[0].text if len(segments) == 1 and isinstance(segments[0], Text) else None
+
+    def revision(self) -> "Prompt":
+        """Return the prompt that asks for other words."""
+        return Prompt(
+            document=formats.prompt_revision(self.text or ""),
+            sampling=_REVISION,
+            seed=self.seed,
+            sample_index=self.sample_index,
+            max_new_tokens=_LONGEST_REVISION,
+        )
+
+    def revised(self, answer: str) -> "Prompt":
+        """Return the prompt with the words that ``revision`` was answered with; its own if those are fine."""
+        if not answer or answer.startswith(formats.KEPT):
+            return replace(self, revise=False)
+        return replace(self, document=formats.text_to_image(answer), revise=False)
 
     def candidates(self) -> list["Prompt"]:
         """Return a prompt for each of the pictures that the best is chosen of, as if they were samples of their own."""
@@ -73,6 +98,8 @@ class Completion:
     """Of the picture [h, w] or film [t, h, w], the film's given latent frames included."""
     pixels: np.ndarray | None = None
     """What the last preview showed, if there were previews: codes decoded already."""
+    revised_prompt: str | None = None
+    """The words that a picture was drawn from instead of those that were asked for."""
 
 
 class Completer:
@@ -105,6 +132,20 @@ class Completer:
         ``every_rows`` further rows or another latent frame are written (see ``Follower``); the writing waits for it.
         ``zipar``: draw rows of grids side by side, each that many codes behind the one above (lossy; ``zipar.py``).
         """
+        if any(prompt.revise for prompt in prompts):
+            revised = self._revised(prompts, max_requests)
+            made = self.complete(
+                revised,
+                max_requests=max_requests,
+                progress=progress,
+                preview=preview,
+                every_rows=every_rows,
+                zipar=zipar,
+            )
+            return [
+                each if prompt.text == asked.text else replace(each, revised_prompt=prompt.text)
+                for asked, prompt, each in zip(prompts, revised, made, strict=True)
+            ]
         if any(prompt.best_of > 1 for prompt in prompts):
             if preview is not None:
                 raise InputError("with best_of there are no previews: which picture is kept is known at the end")
@@ -143,6 +184,12 @@ class Completer:
             for number, (prompt, request, token_ids) in enumerate(zip(prompts, requests, written, strict=True))
         ]
 
+    def _revised(self, prompts: Sequence[Prompt], max_requests: int) -> list[Prompt]:
+        """Return the prompts with the model's own words where they want them."""
+        asked = [prompt.revision() for prompt in prompts if prompt.revise]
+        answers = iter(self.complete(asked, max_requests=max_requests))
+        return [prompt.revised(next(answers).text) if prompt.revise else prompt for prompt in prompts]
+
     def _best(
         self,
         prompts: Sequence[Prompt],
@@ -174,6 +221,8 @@ class Completer:
         """Write each prompt as the engine takes it; pixels of all prompts are encoded together."""
         if any(prompt.best_of > 1 for prompt in prompts):
             raise InputError("one request draws one picture: only complete() chooses the best of several")
+        if any(prompt.revise for prompt in prompts):
+            raise InputError("a prompt to revise takes two requests: only complete() sends both")
         documents = self._encoded([prompt.document for prompt in prompts])
         negatives = iter(self._encoded([prompt.negative for prompt in prompts if prompt.negative is not None]))
         return [

@@ -54,6 +54,8 @@ class GenerationDefaults:
     """Text of the unconditional branch."""
     prompt_suffix: str = ""
     """Appended to every prompt for a picture."""
+    revise: bool = False
+    """Whether the model puts the text of a picture first in words that it draws more surely, as it was trained to."""
     answer_temperature: float = 0.0
     max_answer_tokens: int = 1024
 

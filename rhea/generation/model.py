@@ -78,6 +78,7 @@ class Rhea:
         negative_prompt: str | None = None,
         seed: int = 0,
         best_of: int = 1,
+        revise: bool | None = None,
         zipar: int | None = None,
         progress: Report = None,
         preview: Watch = None,
@@ -89,10 +90,11 @@ class Rhea:
         whatever else is in the batch. ``preview(number, seen)`` is called while result ``number`` is written, with each
         ``every_rows`` rows of codes of a picture (by default an eighth of it) and each latent frame of a film; the last
         one shows the result. ``best_of``: draw each picture so many times and keep the one that agrees best with its
-        text as the model itself reads it (``choosing.py``; no previews). ``zipar`` draws rows of codes side by side,
-        each that many codes behind the one above: in fewer forwards, and worse, for a code does not see what is above
-        it on the right. Raises InputError for an empty prompt, a size that is no multiple of the tokenizer's factor, or
-        what does not fit the context.
+        text as the model itself reads it (``choosing.py``; no previews). ``revise``: whether the model first puts the
+        text in words that it draws more surely, if it learned to; a picture tells them. ``zipar`` draws rows of codes
+        side by side, each that many codes behind the one above: in fewer forwards, and worse, for a code does not see
+        what is above it on the right. Raises InputError for an empty prompt, a size that is no multiple of the
+        tokenizer's factor, or what does not fit the context.
         """
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if samples < 1:
@@ -113,6 +115,7 @@ class Rhea:
                 seed=seed,
                 sample_index=index,
                 best_of=best_of,
+                revise=revise,
             )
             for text, index in wanted
         ]
@@ -255,6 +258,7 @@ class Rhea:
             "sample_index": prompt.sample_index,
         }
         if isinstance(prompt.next, ImageSize):
+            origin["revised_prompt"] = completion.revised_prompt
             return Picture(pixels=next(decoded) if pixels is None else pixels, **origin)
         assert prompt.next is not None, "a text answer has no pixels"
         frames = self.prompts.codec.decode_film(codes, prompt.next.num_frames) if pixels is None else pixels

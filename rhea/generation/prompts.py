@@ -55,6 +55,7 @@ class PromptWriter:
         seed: int = 0,
         sample_index: int = 0,
         best_of: int = 1,
+        revise: bool | None = None,
     ) -> Prompt:
         """Ask for a picture, or a film with ``video``, of what a text says; see ``Rhea.generate``."""
         if not video and (num_frames is not None or fps is not None):
@@ -67,6 +68,8 @@ class PromptWriter:
             temperature = self.defaults.film_temperature if temperature is None else temperature
             top_p = self.defaults.film_top_p if top_p is None else top_p
         unwanted = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
+        if video and revise:
+            raise InputError("revise is for pictures: nothing was learned of films in other words")
         form, suffix = (formats.text_to_video, "") if video else (formats.text_to_image, self.defaults.prompt_suffix)
         return Prompt(
             document=form(text + suffix),
@@ -76,6 +79,7 @@ class PromptWriter:
             seed=seed,
             sample_index=sample_index,
             best_of=best_of,
+            revise=not video and (self.defaults.revise if revise is None else revise),
         )
 
     def answer(

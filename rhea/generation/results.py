@@ -27,6 +27,8 @@ class Picture:
     prompt: str = ""
     seed: int | None = None
     sample_index: int = 0
+    revised_prompt: str | None = None
+    """The words that the model drew from, if it put the prompt in others."""
 
     @property
     def image(self) -> PillowImage.Image:

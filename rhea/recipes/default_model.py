@@ -50,6 +50,7 @@ GENERATION: dict[str, Any] = {
     "extend_temperature": 0.2,
     "given_frames": 8,
     "max_answer_tokens": 64,
+    "revise": True,
 }
 """Defaults of generation, found by measuring (LOG.md)."""
 TRAINED_ON = (
@@ -185,6 +186,29 @@ and two cores for three hours more:
         --data.edits remove remove remove reshape reshape reshape resize resize recolour recolour add \\
         --data.questions $all $all $counted --trainer.total-steps 220 --trainer.schedule.decay-steps 165 \\
         --trainer.schedule.warmup-steps 8 --output runs/practised-last
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/practised-last/checkpoint $by_shape \\
+        --output runs/more --data.seed 31 $mixed --data.captions $listed related_in_order \\
+        --trainer.total-steps 1400 --trainer.schedule.decay-steps 600 --trainer.schedule.learning-rate 6e-4
+        # stopped after step 620
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/more/checkpoint $by_shape \\
+        --output runs/worded --data.seed 51 $mixed --data.captions $listed --data.tasks.text-to-image 0.1 \\
+        --data.tasks.prompt-revision 0.35 --data.tasks.editing 0.45 --data.tasks.question-answering 0.15 \\
+        --trainer.total-steps 720 --trainer.schedule.decay-steps 480 --trainer.schedule.learning-rate 6e-4
+    rhea train default-model --tokenizer-run runs/tokenizer --start-from runs/worded/checkpoint $by_shape \\
+        --output runs/revising --data.seed 71 --data.captions plain sizeless placed placed ordered \\
+        --data.tasks.prompt-revision 0.82 --data.tasks.text-to-image 0.08 --data.tasks.captioning 0 \\
+        --data.tasks.question-answering 0.03 --data.tasks.editing 0.05 --data.tasks.text-to-video 0.005 \\
+        --data.tasks.video-prediction 0.005 --data.tasks.film-question-answering 0 \\
+        --trainer.total-steps 300 --trainer.schedule.decay-steps 220 --trainer.schedule.learning-rate 6e-4
+    rhea train reinforced-model --start-from runs/most-of-it/checkpoint --practice.workers 2 --practice.seed 91 \\
+        --practice.objects 1 2 3 3 3 3 3 3 3 3 --practice.edited-objects 1 2 2 3 3 3 4 4 --data.seed 991 \\
+        --practice.captions placed placed plain sizeless ordered ordered --data.min-objects 1 \\
+        --data.captions plain sizeless placed ordered --data.tasks.prompt-revision 0.5 \\
+        --data.tasks.text-to-image 0.06 --data.tasks.question-answering 0.36 --data.tasks.editing 0.42 \\
+        --data.tasks.text-to-video 0.08 --data.tasks.video-prediction 0.06 --data.edited-objects 2 2 3 3 3 4 4 4 \\
+        --data.edits remove remove remove reshape reshape reshape resize resize recolour recolour add \\
+        --data.questions $all $all $counted --trainer.total-steps 190 --trainer.schedule.decay-steps 145 \\
+        --trainer.schedule.warmup-steps 8 --trainer.schedule.learning-rate 1.5e-4 --output runs/practised-to-date
 
 `pairs.jsonl` is what the two aligned runs drew, and what the mean of the two checkpoints draws with `--shapes.prompts
 1536 --shapes.edits 0.65 --shapes.objects 1 2 3 3 3 --shapes.seed 7`: 1,427 pairs. `$all` is each type of question once
@@ -205,7 +229,11 @@ of 64 prompts.
 it (grown), 0.75 of `runs/eight-layers` and -0.5 of what it was before it practised (grown): three quarters of the way
 to what the eight layers learned, and half of what practice had changed added once more (arXiv 2212.04089). What the
 last run changed in it was added 1.4 times: `runs/stretched`. `runs/between` lies 0.65 of the way from there to
-`runs/by-shape-last`; these are the weights of `runs/practised-last`. `$counted` is count_shape five times, relation
+`runs/by-shape-last`. `$mixed` is `--data.tasks.text-to-image 0.12 --data.edits remove remove remove reshape reshape
+reshape reshape resize resize resize recolour recolour add add add`, `$listed` is related_in_order, related, plain,
+sizeless, placed and ordered; up to `runs/worded` a revision named objects in the order in which they were drawn,
+whatever it was. `runs/most-of-it` lies 0.8 of the way from `runs/practised-last` to `runs/revising`; these are the
+weights of `runs/practised-to-date`. `$counted` is count_shape five times, relation
 four times and count_colour three times, `$by_shape` is `--loader.loss.prompt 0 --task.loss-over kind --task.ema-decay
 0.99 --trainer.schedule.warmup-steps 30 --data.english 0.6 --data.unconditional 0.03 --data.min-objects 2
 --data.tasks.text-to-image 0 --data.tasks.captioning 0.01 --data.tasks.question-answering 0.2 --data.tasks.editing 0.67
@@ -276,7 +304,8 @@ def default_model() -> DefaultModelRecipe:
             tasks=ShapesTasks(
                 text_to_image=0.38,
                 captioning=0.03,
-                question_answering=0.27,
+                prompt_revision=0.05,
+                question_answering=0.22,
                 editing=0.14,
                 text_to_video=0.03,
                 video_prediction=0.13,

@@ -56,5 +56,5 @@ def draw_exercise(
     scene = sample_scene(rng, num_objects=number)
     told = caption(rng, scene, language, captions)
     name = "1 object" if number == 1 else f"{number} objects"
-    prompt = writer.draw(told.text, size=(CANVAS, CANVAS), seed=seed, **sampling)
+    prompt = writer.draw(told.text, size=(CANVAS, CANVAS), seed=seed, revise=False, **sampling)
     return Exercise(name, prompt, told.satisfied_by, scene, exact=False)

@@ -79,7 +79,14 @@ def reinforced_model() -> ReinforcedModelRecipe:
     steps = 900
     default = default_model()
     return ReinforcedModelRecipe(
-        practice=PracticeConfig(kept=4, replay=0.4, colourless_edits=0.4, shown=1.0),
+        practice=PracticeConfig(
+            kept=4,
+            replay=0.4,
+            colourless_edits=0.4,
+            # What is drawn after a prompt was revised.
+            captions=("placed", "placed", "plain", "sizeless", "ordered"),
+            shown=1.0,
+        ),
         data=replace(
             default.data,
             seed=900,
@@ -91,6 +98,7 @@ def reinforced_model() -> ReinforcedModelRecipe:
             tasks=ShapesTasks(
                 text_to_image=0.08,
                 captioning=0.01,
+                prompt_revision=0.15,
                 question_answering=0.4,
                 editing=0.4,
                 text_to_video=0.03,

@@ -44,6 +44,8 @@ class Draw:
     fps: float | None = None
     best_of: int = 1
     """Draw so many pictures, keep the one that the model itself finds nearest to the text. Without partials."""
+    revise: bool | None = None
+    """Whether the model puts the text of a picture first in words that it draws more surely; None: as it prefers."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -112,6 +114,8 @@ class Done:
     """ "length" if an answer was cut off."""
     sample_index: int | None = None
     """Of the best of several pictures: which sample it is, to have it again by itself."""
+    revised_prompt: str | None = None
+    """The words that a picture was drawn from instead of those that were asked for."""
 
 
 Event = TextDelta | Partial | Done

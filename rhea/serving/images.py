@@ -68,7 +68,11 @@ def router(service: Service) -> APIRouter:
         service.check_model(body.model)
         body.seed = fresh_seed() if body.seed is None else body.seed
         task = Draw(
-            prompt=body.prompt, size=wanted_size(body.size), best_of=body.best_of or 1, sampling=sampling_of(body)
+            prompt=body.prompt,
+            size=wanted_size(body.size),
+            best_of=body.best_of or 1,
+            revise=body.revise,
+            sampling=sampling_of(body),
         )
         return await service.unless_gone(request, _answer(service, body, task, [], "image_generation"))
 
@@ -132,7 +136,8 @@ async def _answer(service: Service, body: _Pictures, task: Draw | Edit, warnings
     for done in results:
         assert done.pixels is not None, "a picture was drawn"
         b64 = await encoded(done.pixels, output, body.output_compression)
-        data.append({"url": data_url(b64, output)} if body.response_format == "url" else {"b64_json": b64})
+        picture = {"url": data_url(b64, output)} if body.response_format == "url" else {"b64_json": b64}
+        data.append(picture | _revised(done))
     answer = {
         "created": int(time.time()),
         "data": data,
@@ -170,8 +175,12 @@ async def _events(
                 sent += 1
             elif isinstance(each, Done):
                 assert each.pixels is not None, "a picture was drawn"
-                more = {"warnings": warnings} if warnings else {}
+                more = ({"warnings": warnings} if warnings else {}) | _revised(each)
                 yield await event("completed", each.pixels, usage=_usage([each]), seed=body.seed, **more)
+
+
+def _revised(done: Done) -> dict[str, str]:
+    return {} if done.revised_prompt is None else {"revised_prompt": done.revised_prompt}
 
 
 def _usage(results: list[Done]) -> dict[str, Any]:

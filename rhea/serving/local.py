@@ -152,6 +152,15 @@ class LocalBackend:
 
     async def _events(self, task: Task, partials: int | None) -> AsyncGenerator[Event, None]:
         prompt = await self._prompt(task)
+        if isinstance(prompt, Prompt) and prompt.revise:
+            events = self._revised(prompt, partials)
+        else:
+            events = self._work(prompt, partials)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _work(self, prompt: Prompt | Continuation, partials: int | None) -> AsyncGenerator[Event, None]:
         if isinstance(prompt, Continuation):
             events = self._windows(prompt, partials)
         elif prompt.next is None:
@@ -164,6 +173,22 @@ class LocalBackend:
             async for event in events:
                 yield event
 
+    async def _revised(self, prompt: Prompt, partials: int | None) -> AsyncGenerator[Event, None]:
+        """Let the model put the prompt in its own words, and draw from these."""
+        async with contextlib.aclosing(self._answer(prompt.revision())) as answer:
+            (asked,) = [event async for event in answer if isinstance(event, Done)]
+        revised = prompt.revised(asked.text)
+        async with contextlib.aclosing(self._work(revised, partials)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    event = replace(
+                        event,
+                        prompt_tokens=asked.prompt_tokens + event.prompt_tokens,
+                        new_tokens=asked.new_tokens + event.new_tokens,
+                        revised_prompt=None if revised.text == prompt.text else revised.text,
+                    )
+                yield event
+
     async def _prompt(self, task: Task) -> Prompt | Continuation:
         """Write a task's prompt, pixels and all, away from the event loop."""
         write = self.model.prompts
@@ -171,7 +196,7 @@ class LocalBackend:
             case Draw():
                 video = task.num_frames is not None
                 film: dict[str, Any] = {"num_frames": task.num_frames, "fps": task.fps} if video else {}
-                settings = asdict(task.sampling) | {"best_of": task.best_of}
+                settings = asdict(task.sampling) | {"best_of": task.best_of, "revise": task.revise}
                 return write.draw(task.prompt, size=task.size, video=video, **film, **settings)
             case Edit():
                 return await self._in_thread(

@@ -133,6 +133,8 @@ class GenerationBody(_Pictures):
 
     best_of: Annotated[int | None, Field(ge=1, le=8)] = None
     """Draw each picture so many times and keep the one that the model itself finds nearest to the prompt."""
+    revise: bool | None = None
+    """Whether the model first puts the prompt in words that it draws more surely; by default as it prefers."""
 
     @model_validator(mode="after")
     def _known_at_the_end(self) -> "GenerationBody":
@@ -147,4 +149,4 @@ class EditFields(_Pictures):
     on_bad_media: OnBadMedia = "error"
 
     def _refused(self) -> dict[str, tuple[Any, ...]]:
-        return super()._refused() | {"best_of": (1, "1")}
+        return super()._refused() | {"best_of": (1, "1"), "revise": (False, "false")}

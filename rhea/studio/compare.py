@@ -98,6 +98,7 @@ class _Judging:
             Draw(
                 prompt=text,
                 num_frames=frames,
+                revise=False,  # the pictures of a comparison are of the same words, or neither tells of the other
                 sampling=Sampling(
                     guidance_scale=other if index % 2 else scale, seed=int(seed or 0), sample_index=index
                 ),

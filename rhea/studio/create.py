@@ -104,10 +104,12 @@ async def draw_on_board(
 
 
 def _alone(task: Draw | Edit, done: Done) -> Draw | Edit:
-    """Return the task that draws the chosen one of several pictures by itself."""
-    if isinstance(task, Edit) or done.sample_index is None:
+    """Return the task that draws the same picture at once: from the words that it was drawn from, without others."""
+    if isinstance(task, Edit):
         return task
-    return replace(task, best_of=1, sampling=replace(task.sampling, sample_index=done.sample_index))
+    number = task.sampling.sample_index if done.sample_index is None else done.sample_index
+    prompt, sampling = done.revised_prompt or task.prompt, replace(task.sampling, sample_index=number)
+    return replace(task, prompt=prompt, revise=False, best_of=1, sampling=sampling)
 
 
 def _in_order(figures: dict[int, str]) -> list[str]:
@@ -121,6 +123,8 @@ def _figure(event: Event, title: str, language: str) -> str:
     assert isinstance(event, Done)
     assert event.pixels is not None
     note = say(language, "drawn", tokens=event.new_tokens)
+    if event.revised_prompt is not None:
+        note += say(language, "revised", prompt=event.revised_prompt)
     return show.figure(show.element(event.pixels, title, fps=event.fps), title, note)
 
 

@@ -79,7 +79,7 @@ def preferred(path: str | Path, model: Rhea) -> list[Pair]:
     for record in _records(Path(path), "preferences"):
         settings = record["chosen_settings"]
         asked = {name: settings[name] for name in ("size", "num_frames", "fps") if name in settings}
-        prompt = model.prompts.draw(record["prompt"], video="num_frames" in asked, **asked)
+        prompt = model.prompts.draw(record["prompt"], video="num_frames" in asked, revise=False, **asked)
         prompt_ids = model.completer.grammar.render_prompt(prompt.document, prompt.next).tolist()
         where = f"{path}, comparison {record['comparison']}"
         pairs.append(pair(record | {"prompt_ids": prompt_ids}, where, model.completer.grammar.vocabulary.size))

@@ -135,7 +135,7 @@ def prompt_of(model: Rhea, piece: Piece) -> Prompt:
         return model.prompts.edit(task.images, task.instruction, **settings)
     if task.num_frames is not None:
         settings |= {"video": True, "num_frames": task.num_frames, "fps": task.fps}
-    return model.prompts.draw(task.prompt, **settings)
+    return model.prompts.draw(task.prompt, revise=False, **settings)
 
 
 def _question(model: Rhea, piece: Piece, words: str) -> Prompt:

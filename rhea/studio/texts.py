@@ -65,6 +65,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "drawing": ("Drawing: {done} of {rows} rows", "正在绘制：{rows} 行中的第 {done} 行"),
     "waiting": ("Waiting for the model", "正在等待模型"),
     "drawn": ("Done: {tokens} tokens", "完成：{tokens} 个词元"),
+    "revised": (", drawn from “{prompt}”", "，按“{prompt}”绘制"),
     "partial_alt": ("{title}, unfinished: {done} of {rows} rows", "{title}，未完成：{rows} 行中的 {done} 行"),
     "frame_alt": ("Frame {number}", "第 {number} 帧"),
     "needs_prompt": ("Say what is to be seen, then draw.", "请先写下想看到什么。"),

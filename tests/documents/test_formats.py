@@ -97,6 +97,10 @@ def test_emu3_size_texts_are_the_ids_of_the_whole_text(emu3: Grammar) -> None:
             formats.question_answering(None, "hello", "hi"),
             "[B]You are a helpful assistant. USER: hello. ASSISTANT: hi[E]",
         ),
+        (
+            formats.prompt_revision("a cat.", "a dog"),
+            "[B]You are a helpful assistant. USER: Revise the prompt: a cat. ASSISTANT: a dog[E]",
+        ),
         (formats.editing([image(1, 1)], "make it red", image(1, 2)), "[B]make it red<1*1:#/%><1*2:##/%>[E]"),
         (formats.interleaved("a", image(1, 1), "b", image(2, 1)), "[B]a<1*1:#/%>b<2*1:#/#/%>[E]"),
         (formats.video_prediction(video(2, 1, 1), 1), "[B]<1*1, 8 fps, 1 s:#/%#/%>[E]"),

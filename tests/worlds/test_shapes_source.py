@@ -144,6 +144,28 @@ def test_hard_words_can_be_asked_for_more_often() -> None:
     assert sum("from left to right" in text.lower() or ", with " in text for text in told) > 50
 
 
+def test_related_objects_are_told_by_their_places_when_a_prompt_is_revised() -> None:
+    source = ShapesSource(ShapesSourceConfig(tasks=only(prompt_revision=1.0), english=1.0))
+    halves = {"above": ("top", "bottom"), "below": ("bottom", "top")}
+    halves |= {"to the left of": ("left", "right"), "to the right of": ("right", "left")}
+    relation = re.compile(rf"the ([a-z ]+) ({'|'.join(halves)}) the ([a-z ]+)")
+    revised = 0
+    for index in range(150):
+        prompt, answer = texts(source.document(index))
+        prompt = prompt.removesuffix(". ASSISTANT:").rpartition("Revise the prompt: ")[2].lower()
+        if answer == " OK":
+            assert not any(f" {words} a" in prompt or f" {words} the" in prompt for words in halves), prompt
+            continue
+        revised += 1
+        assert read_caption(answer) == read_caption(prompt.partition(", with ")[0]), (prompt, answer)
+        if told := relation.search(prompt):
+            for name, half in zip((told[1], told[3]), halves[told[2]], strict=True):
+                assert re.search(rf"{name} (at|on) the [a-z ]*{half}", answer), (prompt, answer)
+    assert 0.6 < revised / 150 < 0.8
+    single = ShapesSource(ShapesSourceConfig(tasks=only(prompt_revision=1.0), max_objects=1))
+    assert {texts(single.document(index))[1] for index in range(20)} == {" OK"}
+
+
 def test_config_survives_json() -> None:
     config = ShapesSourceConfig(seed=5, tasks=only(captioning=2.0))
     assert from_dict(ShapesSourceConfig, to_dict(config)) == config

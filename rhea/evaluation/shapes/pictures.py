@@ -51,6 +51,7 @@ class TextToImage:
                 sampling=bench.sampling(scale),
                 seed=case.seed,
                 best_of=self.best_of,
+                revise=bench.defaults.revise,
             )
             for case in cases
         ]

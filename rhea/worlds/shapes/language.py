@@ -102,6 +102,17 @@ class Relation(NamedTuple):
     word: str
     second: Selector
 
+    def follows(self, objects: Sequence[ShapeObject], canvas: int = CANVAS) -> bool:
+        """Tell whether it is so because the two are in opposite halves of the picture."""
+        sides = {"left": ("left", "right"), "above": ("top", "bottom")}
+        here, there = sides.get(self.word) or sides[OPPOSITES[self.word]][::-1]
+        return all(
+            side in halves(thing, canvas)
+            for who, side in ((self.first, here), (self.second, there))
+            for thing in objects
+            if who.matches(thing.kind)
+        )
+
     def holds(self, objects: Sequence[ShapeObject], margin: float = 0.0) -> bool:
         """Tell whether it is true of objects that match, by more than ``margin`` pixels; false where one is missing."""
         firsts = [thing for thing in objects if self.first.matches(thing.kind)]
@@ -160,6 +171,12 @@ class Caption:
             and all(relation.holds(objects) for relation in self.relations)
             and all(place.holds(objects, canvas) for place in self.places)
         )
+
+    def related_first(self) -> tuple[Selector, ...]:
+        """Return the objects: the left or upper one that is related, the other one, and those that are not related."""
+        first, word, second = self.relations[0]
+        pair = (first, second) if word in ("left", "above") else (second, first)
+        return *pair, *(who for who in self.objects if who not in pair)
 
 
 def offset(a: ShapeObject, b: ShapeObject, word: str) -> float:

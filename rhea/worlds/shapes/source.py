@@ -17,13 +17,29 @@ from rhea.documents.mixture import draw_task, task_shares
 from rhea.errors import InputError
 from rhea.worlds.shapes.edits import OPERATIONS, possible_numbers, sample_edit
 from rhea.worlds.shapes.films import MAX_MOVING, Film, render_film, sample_film
-from rhea.worlds.shapes.language import STYLES, Language, Style, caption, describe, film_caption, finish, pick
+from rhea.worlds.shapes.language import (
+    STYLES,
+    Language,
+    Selector,
+    Style,
+    caption,
+    describe,
+    film_caption,
+    finish,
+    join,
+    pick,
+    possible_styles,
+)
 from rhea.worlds.shapes.questions import DESCRIBE, LAYOUT, QUESTION_TYPES, ask, sample_crowded_scene
 from rhea.worlds.shapes.render import render
-from rhea.worlds.shapes.scene import CANVAS, MAX_OBJECTS, HeldOut, Scene, sample_scene
+from rhea.worlds.shapes.scene import CANVAS, MAX_OBJECTS, HeldOut, Kind, Scene, sample_scene
 
 STILL_QUESTIONS = ("side", "height", "horizontal", "place", "vertical", "relation", DESCRIBE, LAYOUT)
 """Questions whose answer may change while things move."""
+REVISED = 0.7
+"""Share of the prompts to revise in which objects are related, which are told by their places instead: objects that are
+named in the order and with the places in which they are drawn are far easier to draw. The two that are related come
+first, the others as they were named, so that there is one order to learn. Other prompts stay as they are."""
 CROWDED = 0.6
 """Share of the pictures to ask about in which objects share a colour or a shape on purpose."""
 
@@ -34,6 +50,7 @@ class ShapesTasks:
 
     text_to_image: float = 0.35
     captioning: float = 0.08
+    prompt_revision: float = 0.0
     question_answering: float = 0.2
     editing: float = 0.15
     text_to_video: float = 0.06
@@ -118,6 +135,28 @@ class ShapesSource:
         scene = self._scene(rng)
         return formats.captioning(_image(scene), finish(rng, describe(scene, language), language))
 
+    def _prompt_revision(self, rng: np.random.Generator, language: Language) -> Document:
+        revised = self.config.max_objects > 1 and rng.random() < REVISED
+        while True:
+            scene = self._scene(rng)
+            styles = possible_styles(scene)
+            if not revised:
+                return formats.prompt_revision(self._fine_prompt(rng, scene, styles, language), formats.KEPT)
+            if "related" in styles:
+                told, placed = (caption(rng, scene, language, style) for style in ("related", "placed"))
+                if told.relations[0].follows(scene.objects, scene.canvas) and placed.objects == told.related_first():
+                    return formats.prompt_revision(told.text, placed.text)
+
+    def _fine_prompt(self, rng: np.random.Generator, scene: Scene, styles: list[Style], language: Language) -> str:
+        """Draw what may be asked for and is fine: a caption, and at times a film's, or names without any grammar."""
+        kind = rng.random()
+        if kind < 0.1:
+            return film_caption(rng, self._film(rng), language).text
+        if kind < 0.3:
+            names = [_vague(rng, thing.kind).name(language) for thing in scene.objects[:2]]
+            return finish(rng, join(names, language), language)
+        return caption(rng, scene, language, [style for style in styles if style != "related"]).text
+
     def _question_answering(self, rng: np.random.Generator, language: Language) -> Document:
         if rng.random() < CROWDED:
             scene = sample_crowded_scene(rng, held_out=self.config.held_out, canvas=self.config.canvas)
@@ -196,6 +235,11 @@ class ShapesSource:
             if len(turns) == wanted:
                 break
         return list(turns.items())
+
+
+def _vague(rng: np.random.Generator, kind: Kind) -> Selector:
+    """Return some attributes of a kind."""
+    return Selector(*(value if rng.random() < 0.6 else None for value in kind))
 
 
 def _image(scene: Scene) -> Image:
