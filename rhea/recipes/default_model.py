@@ -67,8 +67,8 @@ token, so that every part of Rhea can be tried on a laptop without a download.
 Both parts started from random weights; no other data went in. Ten combinations of size, colour and shape were left out
 on purpose, so that what it makes of them can be graded.
 
-**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about seventeen hours,
-and two cores for three hours more:
+**Made by** the recipes in `rhea/recipes`, on one core of a shared CPU in about nineteen hours,
+and two cores for three and a half hours more:
 
     rhea train default-tokenizer
     rhea train local-tokenizer --task.codebook.merge-below 0
