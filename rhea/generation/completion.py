@@ -77,8 +77,12 @@ class Prompt:
         )
 
     def revised(self, answer: str) -> "Prompt":
-        """Return the prompt with the words that ``revision`` was answered with; its own if those are fine."""
-        if not answer or answer.startswith(formats.KEPT):
+        """Return the prompt with the words that ``revision`` was answered with; its own if those are fine.
+
+        An answer in another script (English to Chinese words, or the reverse) is a slip and changes nothing.
+        """
+        text = self.text or ""
+        if not answer or answer.startswith(formats.KEPT) or answer.isascii() != text.isascii():
             return replace(self, revise=False)
         return replace(self, document=formats.text_to_image(answer), revise=False)
 
@@ -134,18 +138,9 @@ class Completer:
         """
         if any(prompt.revise for prompt in prompts):
             revised = self._revised(prompts, max_requests)
-            made = self.complete(
-                revised,
-                max_requests=max_requests,
-                progress=progress,
-                preview=preview,
-                every_rows=every_rows,
-                zipar=zipar,
-            )
-            return [
-                each if prompt.text == asked.text else replace(each, revised_prompt=prompt.text)
-                for asked, prompt, each in zip(prompts, revised, made, strict=True)
-            ]
+            same = {"max_requests": max_requests, "progress": progress, "every_rows": every_rows, "zipar": zipar}
+            made = self.complete(revised, preview=preview, **same)  # type: ignore[arg-type]
+            return [_told(*each) for each in zip(prompts, revised, made, strict=True)]
         if any(prompt.best_of > 1 for prompt in prompts):
             if preview is not None:
                 raise InputError("with best_of there are no previews: which picture is kept is known at the end")
@@ -285,3 +280,8 @@ class Completer:
             seed=prompt.seed,
             sample_index=prompt.sample_index,
         )
+
+
+def _told(asked: Prompt, drawn: Prompt, completion: Completion) -> Completion:
+    """Return a completion that tells the words it was drawn from, if they are others."""
+    return completion if drawn.text == asked.text else replace(completion, revised_prompt=drawn.text)

@@ -50,7 +50,6 @@ GENERATION: dict[str, Any] = {
     "extend_temperature": 0.2,
     "given_frames": 8,
     "max_answer_tokens": 64,
-    "revise": True,
 }
 """Defaults of generation, found by measuring (LOG.md)."""
 TRAINED_ON = (
@@ -233,7 +232,8 @@ last run changed in it was added 1.4 times: `runs/stretched`. `runs/between` lie
 reshape reshape resize resize resize recolour recolour add add add`, `$listed` is related_in_order, related, plain,
 sizeless, placed and ordered; up to `runs/worded` a revision named objects in the order in which they were drawn,
 whatever it was. `runs/most-of-it` lies 0.8 of the way from `runs/practised-last` to `runs/revising`; these are the
-weights of `runs/practised-to-date`. `$counted` is count_shape five times, relation
+weights of `runs/practised-to-date`, and `revise` was set in their config.json by hand.
+`$counted` is count_shape five times, relation
 four times and count_colour three times, `$by_shape` is `--loader.loss.prompt 0 --task.loss-over kind --task.ema-decay
 0.99 --trainer.schedule.warmup-steps 30 --data.english 0.6 --data.unconditional 0.03 --data.min-objects 2
 --data.tasks.text-to-image 0 --data.tasks.captioning 0.01 --data.tasks.question-answering 0.2 --data.tasks.editing 0.67
@@ -304,8 +304,7 @@ def default_model() -> DefaultModelRecipe:
             tasks=ShapesTasks(
                 text_to_image=0.38,
                 captioning=0.03,
-                prompt_revision=0.05,
-                question_answering=0.22,
+                question_answering=0.27,
                 editing=0.14,
                 text_to_video=0.03,
                 video_prediction=0.13,

@@ -21,10 +21,10 @@ def model() -> Rhea:
 
 
 def test_what_is_drawn_is_what_the_model_would_draw_from_its_own_words(model: Rhea) -> None:
-    made = model.generate(["red", "blue."], samples=2, seed=5, revise=True)
+    made = model.generate(["红", "蓝。"], samples=2, seed=5, revise=True)
     told = set()
     for number, picture in enumerate(made):
-        asked = model.prompts.draw(["red", "blue."][number // 2], seed=5, sample_index=number % 2, revise=True)
+        asked = model.prompts.draw(["红", "蓝。"][number // 2], seed=5, sample_index=number % 2, revise=True)
         words = model.completer.complete([asked.revision()])[0].text
         assert picture.prompt == asked.text
         assert picture.revised_prompt == words
@@ -40,6 +40,11 @@ def test_a_prompt_that_is_fine_stays_as_it_is(model: Rhea) -> None:
         kept = prompt.revised(answer)
         assert (kept.text, kept.revise, kept.seed) == ("red", False, 5)
     assert prompt.revised("two").text == "two"
+
+
+def test_words_in_another_script_are_a_slip(model: Rhea) -> None:
+    for text, answer in (("red", "红色圆形"), ("红色圆形", "red")):
+        assert model.prompts.draw(text, revise=True).revised(answer).text == text
 
 
 def test_the_default_model_places_what_is_related_and_keeps_what_is_fine() -> None:
@@ -78,7 +83,7 @@ def test_a_checkpoint_says_whether_it_revises_and_only_pictures_from_text_are(mo
 
 
 def test_the_best_of_several_is_judged_by_the_words_that_it_was_drawn_from(model: Rhea) -> None:
-    best = model.generate("red", seed=5, best_of=3, revise=True)[0]
+    best = model.generate("红", seed=5, best_of=3, revise=True)[0]
     words = best.revised_prompt  # type: ignore[union-attr]
     assert words is not None
     again = model.generate(words, seed=5, best_of=3)[0]

@@ -144,14 +144,14 @@ def test_the_best_of_several_pictures_is_the_models_own_choice(client: openai.Op
 
 def test_a_prompt_in_the_models_own_words_comes_back_with_the_picture(client: openai.OpenAI, model: Rhea) -> None:
     asked: dict[str, Any] = {"seed": 4, "revise": True}
-    made = client.images.generate(prompt="a red circle", extra_body=asked)
-    direct: Any = model.generate("a red circle", seed=4, revise=True)[0]
+    made = client.images.generate(prompt="红色圆形", extra_body=asked)
+    direct: Any = model.generate("红色圆形", seed=4, revise=True)[0]
     assert made.data is not None
     assert made.data[0].revised_prompt == direct.revised_prompt is not None
     assert (direct.pixels == pixels_of(made.data[0].b64_json)).all()
-    *_, last = client.images.generate(prompt="a red circle", stream=True, extra_body=asked)
+    *_, last = client.images.generate(prompt="红色圆形", stream=True, extra_body=asked)
     assert last.model_extra["revised_prompt"] == direct.revised_prompt  # type: ignore[index]
-    plain = client.images.generate(prompt="a red circle", extra_body={"seed": 4})
+    plain = client.images.generate(prompt="红色圆形", extra_body={"seed": 4})
     assert plain.data is not None
     assert plain.data[0].revised_prompt is None
 

@@ -166,11 +166,11 @@ def test_the_best_of_several_is_known_by_its_own_number(model: Rhea) -> None:
 
 @pytest.mark.parametrize("best_of", [1, 3])
 def test_a_revised_prompt_is_told_and_draws_the_same_by_itself(model: Rhea, best_of: int) -> None:
-    task = Draw(prompt="red", best_of=best_of, revise=True, sampling=Sampling(seed=1))
+    task = Draw(prompt="红", best_of=best_of, revise=True, sampling=Sampling(seed=1))
     *partial, done = events_of(model, task, 1 if best_of == 1 else None)
     assert len(partial) == (best_of == 1)
     assert isinstance(done, Done)
-    direct = model.generate("red", seed=1, best_of=best_of, revise=True)[0]
+    direct = model.generate("红", seed=1, best_of=best_of, revise=True)[0]
     assert done.revised_prompt == direct.revised_prompt is not None  # type: ignore[union-attr]
     assert list(done.token_ids) == direct.token_ids
     (again,) = events_of(model, replace(task, prompt=done.revised_prompt, revise=False))
