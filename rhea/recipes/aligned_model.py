@@ -18,9 +18,9 @@ from rhea.errors import InputError
 from rhea.generation.loading import DEFAULT_MODEL, load_model
 from rhea.models.device import choose_device
 from rhea.models.transformer import Transformer
-from rhea.recipes.model_recipe import mean_checkpoint
 from rhea.recipes.precision import affordable
 from rhea.recipes.preferences import ShapesPreferencesConfig, draw_preferences
+from rhea.recipes.several import mean_checkpoint
 from rhea.studio.export import preferred
 from rhea.training.next_token import NextTokenTaskConfig
 from rhea.training.optimizer import OptimizerConfig

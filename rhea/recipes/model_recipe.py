@@ -6,7 +6,7 @@ The run folder holds the text tokenizer and, at the end, ``checkpoint``: the who
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from rich.progress import track
 
 from rhea.checkpoints.configs import CheckpointConfig
-from rhea.checkpoints.load import Checkpoint, load_checkpoint
+from rhea.checkpoints.load import Checkpoint
 from rhea.checkpoints.save import save_checkpoint
 from rhea.documents import formats
 from rhea.documents.document import Document, ImageSize, Text
@@ -23,7 +23,6 @@ from rhea.documents.grammar import Grammar
 from rhea.documents.loader import PackedLoader, PackedLoaderConfig
 from rhea.documents.mixture import Mixture
 from rhea.documents.prefetch import Prefetcher
-from rhea.errors import InputError
 from rhea.generation.completion import Completer, Prompt
 from rhea.generation.results import contact_sheet
 from rhea.generation.sampling import SamplingConfig
@@ -36,6 +35,7 @@ from rhea.models.transformer import Transformer
 from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.growing import grow_from
 from rhea.recipes.precision import affordable
+from rhea.recipes.several import join_from, load_parts, mean_checkpoint
 from rhea.tokenizers.text import TextTokenizer, load_text_tokenizer, train_text_tokenizer
 from rhea.tokenizers.vision import PixelPolicy, VisionCodec
 from rhea.tokenizers.vocabulary import Vocabulary, VocabularyConfig, compact_vocabulary
@@ -69,6 +69,9 @@ class ModelRecipe(ABC):
     grow_from: str = ""
     """A checkpoint of a smaller model, of whatever tokenizers, whose skills a new run begins with, if it does not
     ``start_from`` another; random weights if both are empty."""
+    join_from: tuple[str, ...] = ()
+    """Checkpoints of this recipe's tokenizers that a new run sets side by side, if it does not ``start_from`` another:
+    its transformer is as wide as all of them together and begins with the skills of each."""
     growth_documents: int = 1000
     """How many documents tell what the smaller model's codes are called now."""
     model: TransformerConfig
@@ -108,7 +111,10 @@ class ModelRecipe(ABC):
         mixture, vision_tokenizer = self.mixture(), self.vision_tokenizer()
         paths = [path for path in self.start_from if path]
         start = mean_checkpoint(paths) if paths else None
-        text_tokenizer = (start and start.text_tokenizer) or self._text_tokenizer(folder)
+        joined = load_parts(self.join_from, vision_tokenizer) if start is None else []
+        text_tokenizer = next(
+            (each.text_tokenizer for each in (start, *joined) if each and each.text_tokenizer), None
+        ) or self._text_tokenizer(folder)
         vocabulary = compact_vocabulary(text_tokenizer.vocab_size, vision_tokenizer.config.codebook_size)
         model = Transformer(replace(self.model, vocab_size=Vocabulary(vocabulary).size))
         model.init_weights(self.trainer.seed)
@@ -120,6 +126,9 @@ class ModelRecipe(ABC):
             documents, total = _documents(self.mixture(seed_offset=1), self.growth_documents), self.growth_documents
             progress = track(documents, "comparing codes", total, console=console(), transient=True)
             grow_from(self.grow_from, model, grammar, codec, progress)
+        elif joined and not checkpoint_folders(folder):
+            plain = replace(self.loader, code_dropout=0.0)
+            join_from(joined, model, PackedLoader(plain, self.mixture(seed_offset=1), grammar, codec))
         device = choose_device(self.device)
         task = NextTokenTask(
             affordable(self.task, device),
@@ -160,30 +169,6 @@ class ModelRecipe(ABC):
         return Checkpoint(
             config=config, transformer=half.to(torch.bfloat16), vision_tokenizer=vision, text_tokenizer=text
         )
-
-
-def mean_checkpoint(paths: Sequence[str]) -> Checkpoint:
-    """Load a checkpoint, or the first of several with their mean weights; InputError if those are not alike."""
-    checkpoints = [load_checkpoint(path, dtype=torch.float32) for path in paths]
-    if len(checkpoints) == 1:
-        return checkpoints[0]
-    transformers = [each.transformer for each in checkpoints if each.transformer is not None]
-    first, alike = checkpoints[0], len(transformers) == len(checkpoints)
-    for other in checkpoints[1:]:
-        alike &= other.config.transformer == first.config.transformer
-        alike &= other.config.vocabulary == first.config.vocabulary and _spelling(other) == _spelling(first)
-    if not alike:
-        raise InputError(f"a mean is taken of transformers of the same sizes and text tokenizer: {', '.join(paths)}")
-    states = [each.state_dict() for each in transformers]
-    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-    transformers[0].load_state_dict(mean)
-    return first
-
-
-def _spelling(checkpoint: Checkpoint) -> list[str]:
-    """Return the text of every text token."""
-    tokenizer = checkpoint.text_tokenizer
-    return [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)] if tokenizer is not None else []
 
 
 def _sampler(about: About, grammar: Grammar, codec: VisionCodec) -> Sampler:

@@ -12,20 +12,20 @@ import torch
 
 from rhea.checkpoints.save import save_checkpoint
 from rhea.documents.loader import PackedLoader, PackedLoaderConfig
-from rhea.documents.mixture import Mixture, WeightedSource
 from rhea.errors import InputError
 from rhea.generation.loading import DEFAULT_MODEL
 from rhea.models.device import choose_device
 from rhea.models.transformer import Transformer
 from rhea.recipes.default_model import default_model
-from rhea.recipes.model_recipe import mean_checkpoint
 from rhea.recipes.practice import PracticeConfig, PracticeLoader, load_artist
 from rhea.recipes.precision import affordable
+from rhea.recipes.rich_model import RichDataConfig, RichShares, rich_mixture
+from rhea.recipes.several import mean_checkpoint
 from rhea.training.next_token import NextTokenTask, NextTokenTaskConfig
 from rhea.training.optimizer import OptimizerConfig
 from rhea.training.schedule import ScheduleConfig
 from rhea.training.trainer import Trainer, TrainerConfig
-from rhea.worlds.shapes.source import ShapesSource, ShapesSourceConfig, ShapesTasks
+from rhea.worlds.shapes.source import ShapesTasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class ReinforcedModelRecipe:
     start_from: tuple[str, ...] = (str(DEFAULT_MODEL),)
     """The checkpoint that practises. Of several of one origin, the mean of their weights."""
     practice: PracticeConfig
-    data: ShapesSourceConfig
-    """The plain documents beside what is practised."""
+    data: RichDataConfig
+    """The plain documents beside what is practised, of whatever the model knows."""
     loader: PackedLoaderConfig
     """How they are packed."""
     task: NextTokenTaskConfig
@@ -58,7 +58,7 @@ class ReinforcedModelRecipe:
         assert start.transformer is not None
         assert start.vocabulary is not None
         model = start.transformer.to(device)
-        mixture = Mixture([WeightedSource(name="shapes", source=ShapesSource(self.data))], seed=self.trainer.seed)
+        mixture = rich_mixture(self.data, seed=self.trainer.seed)
         replay = PackedLoader(self.loader, mixture, artist.completer.grammar, artist.codec)
         task = NextTokenTask(affordable(self.task, device), model, start.vocabulary)
         with PracticeLoader(self.practice, model, artist, replay, every=self.trainer.log_every) as practice:
@@ -87,23 +87,26 @@ def reinforced_model() -> ReinforcedModelRecipe:
             captions=("placed", "placed", "plain", "sizeless", "ordered"),
             shown=1.0,
         ),
-        data=replace(
-            default.data,
+        data=RichDataConfig(
             seed=900,
-            english=0.6,
-            unconditional=0.05,
-            min_objects=2,
-            colourless_edits=0.6,
-            # What tries alone lose (answers) or never find (edits that are wrong every time); pictures are practised.
-            tasks=ShapesTasks(
-                text_to_image=0.08,
-                captioning=0.01,
-                prompt_revision=0.15,
-                question_answering=0.4,
-                editing=0.4,
-                text_to_video=0.03,
-                video_prediction=0.07,
-                film_question_answering=0.01,
+            shares=RichShares(shapes=1.0, emoji=0.0, small_emoji=0.0, driving=0.0),
+            shapes=replace(
+                default.data,
+                english=0.6,
+                unconditional=0.05,
+                min_objects=2,
+                colourless_edits=0.6,
+                # What tries alone lose (answers) or never find (edits that are wrong every time).
+                tasks=ShapesTasks(
+                    text_to_image=0.08,
+                    captioning=0.01,
+                    prompt_revision=0.15,
+                    question_answering=0.4,
+                    editing=0.4,
+                    text_to_video=0.03,
+                    video_prediction=0.07,
+                    film_question_answering=0.01,
+                ),
             ),
         ),
         loader=PackedLoaderConfig(

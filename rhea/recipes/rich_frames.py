@@ -125,8 +125,8 @@ class ShapesStills:
         return render_film(sample_film(rng, num_frames=num_frames, canvas=SIDES[0]))
 
 
-def require_shards(*, emoji: str, driving: str) -> None:
-    """Raise InputError that says where shards come from, unless both folders are named."""
+def require_shards(*, emoji: str | bool, driving: str | bool) -> None:
+    """Raise InputError that says where shards come from, unless both folders are named (True: not needed)."""
     if not emoji:
         raise InputError(
             "no emoji shards are named: give --data.emoji FOLDER, WebDataset shards of pictures with the names and "

@@ -4,12 +4,13 @@ Emoji are drawn at both sides from the same words; only the size text tells whic
 finished run of ``rich-tokenizer``. What the default model knows of shapes it begins with (``rhea.recipes.growing``).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rhea.documents.grammar import LossWeights
-from rhea.documents.mixture import Mixture, WeightedSource
-from rhea.documents.shard_source import ShardSourceConfig
+from rhea.documents.mixture import Mixture, Source, WeightedSource
+from rhea.documents.shard_source import ShardSource, ShardSourceConfig
 from rhea.generation.loading import DEFAULT_MODEL
 from rhea.models.config import TransformerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
@@ -90,28 +91,40 @@ class RichModelRecipe(ModelRecipe):
 
     def mixture(self, *, seed_offset: int = 0) -> Mixture:
         """Open the shards; InputError that says where they come from if they are not named."""
-        data, shares = self.data, self.data.shares
-        require_shards(emoji=data.emoji, driving=data.driving)
-        seed = data.seed + seed_offset
-
-        def emoji(side: int, seed: int) -> EmojiSource:
-            tasks, wording = data.emoji_tasks, data.emoji_wording
-            return EmojiSource(EmojiSourceConfig(shards=data.emoji, seed=seed, side=side, tasks=tasks, wording=wording))
-
-        films = ShardSourceConfig(
-            shards=data.driving, seed=seed, tasks=TASKS, num_frames=data.num_frames, given_latents=2
-        )
-        sources = [
-            WeightedSource(name="shapes", source=ShapesSource(replace(data.shapes, seed=seed)), weight=shares.shapes),
-            WeightedSource(name="emoji", source=emoji(max(SIDES), 2 * seed), weight=shares.emoji),
-            WeightedSource(name="small-emoji", source=emoji(min(SIDES), 2 * seed + 1), weight=shares.small_emoji),
-            WeightedSource(name="driving", source=driving_source(films), weight=shares.driving),
-        ]
-        return Mixture(sources, seed=self.trainer.seed)
+        return rich_mixture(replace(self.data, seed=self.data.seed + seed_offset), seed=self.trainer.seed)
 
     def vision_tokenizer(self) -> VisionTokenizer:
         """Load what rich-tokenizer made."""
         return trained_tokenizer(self.tokenizer, Path(self.tokenizer_run), made_by="rich-tokenizer")
+
+
+def rich_mixture(data: RichDataConfig, *, seed: int) -> Mixture:
+    """Open the sources that have a share; InputError if their shards are not named or not there."""
+    shares = data.shares
+    require_shards(
+        emoji=data.emoji or not (shares.emoji or shares.small_emoji), driving=data.driving or not shares.driving
+    )
+
+    def emoji(side: int, seed: int) -> EmojiSource:
+        tasks, wording = data.emoji_tasks, data.emoji_wording
+        return EmojiSource(EmojiSourceConfig(shards=data.emoji, seed=seed, side=side, tasks=tasks, wording=wording))
+
+    def driving() -> ShardSource:
+        films = ShardSourceConfig(
+            shards=data.driving, seed=data.seed, tasks=TASKS, num_frames=data.num_frames, given_latents=2
+        )
+        return driving_source(films)
+
+    sources: dict[str, tuple[float, Callable[[], Source]]] = {
+        "shapes": (shares.shapes, lambda: ShapesSource(replace(data.shapes, seed=data.seed))),
+        "emoji": (shares.emoji, lambda: emoji(max(SIDES), 2 * data.seed)),
+        "small-emoji": (shares.small_emoji, lambda: emoji(min(SIDES), 2 * data.seed + 1)),
+        "driving": (shares.driving, driving),
+    }
+    shown = [
+        WeightedSource(name=name, source=make(), weight=weight) for name, (weight, make) in sources.items() if weight
+    ]
+    return Mixture(shown, seed=seed)
 
 
 def rich_model() -> RichModelRecipe:

@@ -19,7 +19,7 @@ from rhea.recipes.debug import DebugRecipe, debug
 from rhea.recipes.default_model import DefaultModelRecipe, default_model
 from rhea.recipes.default_tokenizer import default_tokenizer, local_tokenizer
 from rhea.recipes.emu3 import emu3_transformer, emu3_vision_tokenizer
-from rhea.recipes.model_recipe import mean_checkpoint
+from rhea.recipes.several import mean_checkpoint
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
 from rhea.training.schedule import ScheduleConfig
 

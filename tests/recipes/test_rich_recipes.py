@@ -21,10 +21,12 @@ from rhea.models.vision.tokenizer import VisionTokenizer
 from rhea.recipes.debug import debug, debug_tokenizer
 from rhea.recipes.default_tokenizer import trained_tokenizer
 from rhea.recipes.rich_frames import FrameShares, RichFrames, RichFramesConfig
-from rhea.recipes.rich_model import RichModelRecipe, rich_model
+from rhea.recipes.rich_model import RichModelRecipe, RichShares, rich_mixture, rich_model
 from rhea.recipes.rich_tokenizer import copy_all_but_codebook, rich_tokenizer
+from rhea.recipes.several import spelling
 from rhea.tokenizers.text import load_text_tokenizer
 from rhea.tokenizers.vocabulary import Vocabulary, compact_vocabulary
+from rhea.training.schedule import ScheduleConfig
 from rhea.training.vision_tokenizer import CODEBOOK
 
 RICH = INSTALLED / "rich"
@@ -184,6 +186,38 @@ def test_all_sources_are_learned_from(trained: tuple[RichModelRecipe, Path]) -> 
             if pixels is not None:
                 sides[mixture.name(draw).split(":")[0]].add(pixels.shape[-2])
     assert sides == {"shapes": {64}, "emoji": {128}, "small-emoji": {64}, "driving": {64}}
+
+
+def test_only_what_is_shown_needs_shards(shards: dict[str, str]) -> None:
+    data = rich_model().data
+    shapes = RichShares(shapes=1.0, emoji=0.0, small_emoji=0.0, driving=0.0)
+    mixture = rich_mixture(replace(data, shares=shapes), seed=0)
+    assert [entry.name for entry in mixture.sources] == ["shapes"]
+    with pytest.raises(InputError, match="no emoji shards are named"):
+        rich_mixture(replace(data, driving=shards["driving"]), seed=0)
+
+
+def test_models_of_the_same_tokenizers_are_set_side_by_side(
+    trained: tuple[RichModelRecipe, Path], tmp_path: Path
+) -> None:
+    recipe, folder = trained
+    part = str(folder / "model" / "checkpoint")
+    still = replace(recipe.trainer, schedule=ScheduleConfig(learning_rate=1e-9))
+    recipe = replace(recipe, join_from=(part, part), trainer=still)
+    with pytest.raises(InputError, match=f"--model.dim {2 * recipe.model.dim} --model.num-layers"):
+        recipe.run(tmp_path / "narrow")
+    names = "dim", "num_heads", "num_kv_heads", "ffn_dim"
+    wide = replace(recipe.model, **{name: 2 * getattr(recipe.model, name) for name in names})
+    assert replace(recipe, model=wide).run(tmp_path / "wide")
+    before, after = (load_checkpoint(path, dtype=torch.float32) for path in (part, tmp_path / "wide" / "checkpoint"))
+    assert before.transformer is not None
+    assert after.transformer is not None
+    assert spelling(after) == spelling(before)
+    ids = torch.arange(40)[None]
+    said, twice = after.transformer(ids), 2 * before.transformer(ids)
+    torch.testing.assert_close(said, twice, rtol=0.05, atol=0.05)
+    with pytest.raises(InputError, match="another vision tokenizer"):
+        replace(recipe, join_from=(part, str(DEFAULT_MODEL))).run(tmp_path / "mixed")
 
 
 def test_a_missing_tokenizer_is_told_by_its_recipe(trained: tuple[RichModelRecipe, Path], tmp_path: Path) -> None:

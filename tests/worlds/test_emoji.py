@@ -11,6 +11,7 @@ import pytest
 from tiny_shards import noise, sample
 
 from rhea.config import from_dict, to_dict
+from rhea.documents import formats
 from rhea.documents.document import Document, Image, Text
 from rhea.documents.shards import write_shard
 from rhea.errors import InputError
@@ -171,6 +172,17 @@ def test_every_task_appears_in_its_form_and_tells_the_truth(folder: Path) -> Non
             assert not said[0] or about.name_en in said[0] or sum(word in said[0] for word in about.keywords_en) >= 2
     assert set(tasks) == {"text_to_image", "captioning", "question_answering", "language"}
     assert min(tasks.values()) > 10
+
+
+def test_a_caption_need_not_be_revised(folder: Path) -> None:
+    tasks = EmojiTasks(text_to_image=0, captioning=0, question_answering=0, language=0, prompt_revision=1)
+    plain = EmojiWording(english=1.0, keyworded=0.0, unconditional=1.0)
+    for document in map(source(folder, tasks=tasks, wording=plain).document, range(10)):
+        asked, answered = texts(document)
+        assert "Revise the prompt: " in asked
+        assert "thing c" in asked
+        assert answered.strip() == formats.KEPT
+        assert pixels(document) is None
 
 
 def test_languages_sides_and_empty_captions(folder: Path) -> None:

@@ -31,6 +31,8 @@ class EmojiTasks:
     """Name, keywords and style, each asked for."""
     language: float = 0.05
     """A caption alone, as plain text."""
+    prompt_revision: float = 0.0
+    """A caption that need not be revised: what names an emoji can be drawn as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,9 @@ class EmojiSource:
         if task == 2:
             turns = [(question.text, question.answer) for question in questions(rng, emoji, language)]
             return formats.question_answering(self.image(number), turns)
-        return formats.language(self._caption(rng, emoji, language))
+        if task == 3:
+            return formats.language(self._caption(rng, emoji, language))
+        return formats.prompt_revision(self._caption(rng, emoji, language), formats.KEPT)
 
     def _caption(self, rng: np.random.Generator, emoji: Emoji, language: Language) -> str:
         wording = self.config.wording
