@@ -262,29 +262,46 @@ def evaluate(what: Annotated[str, Positional, arg(metavar="WHAT")]) -> None:
 
 
 def record(
-    world: Positional[Literal["driving"]], output: Path = Path("driving"), films: int = 2000, seed: int = 0
+    what: Positional[Literal["driving", "drawings"]],
+    output: Path | None = None,
+    films: int = 2000,
+    tries: int = 10_000,
+    seed: int = 0,
+    model: ModelOptions = MODEL,
 ) -> None:
-    """Record films with their truth as WebDataset shards, to train on; what is recorded already is kept.
+    """Record films or drawings as WebDataset shards, to train on; what is recorded already is kept.
 
     $ rhea record driving --output driving --films 2000
 
     Args:
-        world: The simulator; driving needs "pip install 'gymnasium[box2d]'".
-        output: Folder of the shards.
-        films: How many, of 32 frames each.
-        seed: Another seed gives other films; the same seed the same.
+        what: Films of a simulator with their truth, which needs "pip install 'gymnasium[box2d]'"; or what a model draws
+            of captions of the shapes world, where it is right, for another model to learn.
+        output: Folder of the shards; by default one of that name.
+        films: Of driving: how many, of 32 frames each.
+        tries: Of drawings: how many captions are drawn, once each.
+        seed: Another seed gives others; the same seed the same.
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from rhea.logging import console
-    from rhea.worlds.driving.recording import RecordingConfig, record_driving
 
-    config = RecordingConfig(films=films, seed=seed)
+    folder, total = output or Path(what), films if what == "driving" else tries
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
-        shown = bar.add_task("recording", total=films)
-        shards = record_driving(config, output, lambda done: bar.update(shown, completed=done))
-    _say(f"wrote {films} films in {len(shards)} shards to {output}")
+        shown = bar.add_task("recording", total=total)
+
+        def progress(done: int) -> None:
+            bar.update(shown, completed=done)
+
+        if what == "driving":
+            from rhea.worlds.driving.recording import RecordingConfig, record_driving
+
+            shards = record_driving(RecordingConfig(films=films, seed=seed), folder, progress)
+        else:
+            from rhea.recipes.drawings import DrawingsConfig, record_drawings
+
+            shards = record_drawings(model.load(), DrawingsConfig(tries=tries, seed=seed), folder, progress)
+    _say(f"wrote {what} in {len(shards)} shards to {folder}")
 
 
 def inspect(checkpoint: Annotated[str, Positional, arg(metavar="FOLDER|ID")]) -> None:

@@ -10,7 +10,7 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rhea.errors import InputError
-from rhea.io import atomic_file
+from rhea.io import atomic_file, read_json, write_json
 from rhea.media import FILM_SUFFIXES, PICTURE_SUFFIXES, Film, is_film, read_film, read_picture
 
 VISUAL_SUFFIXES = frozenset((*PICTURE_SUFFIXES, *FILM_SUFFIXES, ".webm", ".mkv", ".mov", ".avif", ".bmp", ".tiff"))
@@ -140,6 +140,40 @@ class Shards:
             except InputError as error:
                 said = str(error).replace(file.name, f"the {sample.visual.suffix}")
                 raise InputError(f"{sample.name}: {said}") from None
+
+
+def record_shards(
+    folder: str | Path,
+    name: str,
+    settings: Mapping[str, Any],
+    total: int,
+    per_shard: int,
+    samples: Callable[[range], Iterable[tuple[str, Mapping[str, bytes]]]],
+    progress: Callable[[int], None] | None = None,
+) -> list[Path]:
+    """Write ``total`` samples, so many in a shard, and return the paths; shards that are there are kept.
+
+    ``settings`` stand beside them in recording.json. ``samples`` makes those of a range of numbers. ``progress``
+    is told how many numbers are done. InputError for a
+    folder with samples of other settings.
+    """
+    folder = Path(folder)
+    kept = folder / "recording.json"
+    if kept.is_file() and read_json(kept) != settings:
+        raise InputError(f"{folder} holds a recording of other settings (see {kept}): choose another folder")
+    if not kept.is_file() and any(folder.glob("[!.]*.tar")):
+        raise InputError(f"{folder} holds shards of another origin: choose an empty folder")
+    write_json(kept, settings)
+    paths = []
+    for shard, first in enumerate(range(0, total, per_shard)):
+        path = folder / f"{name}-{shard:05d}.tar"
+        mine = range(first, min(first + per_shard, total))
+        if not path.is_file():
+            write_shard(path, samples(mine))
+        if progress is not None:
+            progress(mine.stop)
+        paths.append(path)
+    return paths
 
 
 def write_shard(path: str | Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:

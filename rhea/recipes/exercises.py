@@ -38,12 +38,13 @@ def draw_exercise(
     edited_objects: Sequence[int] | None = None,
     colourless_edits: float = 0.0,
     captions: Sequence[Style] = (),
+    guidance: float | None = None,
     **sampling: Any,
 ) -> Exercise:
     """Draw one: an edit in that share of the cases, else a caption of a scene of one of those numbers of objects.
 
     ``edited_objects``, ``colourless_edits``, ``captions``: as in ``ShapesSourceConfig``.
-    ``sampling``: of ``PromptWriter.draw``, which is else the checkpoint's.
+    ``sampling``: of ``PromptWriter.draw``, which is else the checkpoint's; ``guidance`` is that of captions.
     """
     language: Language = "en" if rng.random() < english else "zh"
     seed = int(rng.integers(2**31))
@@ -56,5 +57,6 @@ def draw_exercise(
     scene = sample_scene(rng, num_objects=number)
     told = caption(rng, scene, language, captions)
     name = "1 object" if number == 1 else f"{number} objects"
-    prompt = writer.draw(told.text, size=(CANVAS, CANVAS), seed=seed, revise=False, **sampling)
+    guided = sampling if guidance is None else sampling | {"guidance_scale": guidance}
+    prompt = writer.draw(told.text, size=(CANVAS, CANVAS), seed=seed, revise=False, **guided)
     return Exercise(name, prompt, told.satisfied_by, scene, exact=False)

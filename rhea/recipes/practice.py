@@ -63,6 +63,10 @@ class PracticeConfig:
     """Share of the edits in which colour surely does not tell which object is meant (``ShapesSourceConfig``)."""
     captions: tuple[Style, ...] = ()
     """Styles of the captions, drawn uniformly from those that the scene allows; () means all."""
+    guidance: float = 1.0
+    """With which captions are drawn. Above 1 more tries are right, but they are not what the loss speaks of: the right
+    ones are learned as plain documents are, wrong ones not at all (expert iteration, arXiv 1705.08439). So what
+    guidance knows becomes the model's own; for a model that is rarely right without."""
     shown: float = 0.0
     """Weight of the outcome of an edit, learned in place of the tries where none of them is right, for tries can't
     teach what is never tried. 0 shows none."""
@@ -83,8 +87,11 @@ class PracticeConfig:
                 "practice needs prompts, two samples or more of each, some to keep, a number of objects, rows and a "
                 f"worker: {self}"
             )
-        if min(self.replay, self.shown) < 0:
-            raise InputError(f"replay and shown must be 0 or more, got {self.replay} and {self.shown}")
+        if min(self.replay, self.shown, self.guidance - 1) < 0:
+            raise InputError(
+                f"replay and shown must be 0 or more and guidance 1 or more, got {self.replay}, {self.shown} and "
+                f"{self.guidance}"
+            )
 
 
 class Tries(NamedTuple):
@@ -211,10 +218,9 @@ def draw_tries(
             size, outcome = exercise.prompt.next, render(exercise.outcome)
             assert isinstance(size, ImageSize)
             places = right_places(pictures[mine], outcome, right, size)
-        documents = [
-            _weighted(ids, written[index], weights, first_code)
-            for index, weights in advantages(right, places, config.kept)
-        ]
+        guided = exercise.prompt.sampling.guidance_scale != 1
+        chosen = imitated(right, config.kept) if guided else advantages(right, places, config.kept)
+        documents = [_weighted(ids, written[index], weights, first_code) for index, weights in chosen]
         if exercise.exact and config.shown and not right.any():
             (codes,) = codec.encode_pictures([outcome])
             documents = [_shown(exercise.prompt.document, codes, completer.grammar, config.shown)]
@@ -223,7 +229,7 @@ def draw_tries(
 
 
 def ask(config: PracticeConfig, artist: Rhea, number: int) -> Exercise:
-    """Return the exercise of a number, without guidance and at temperature 1."""
+    """Return the exercise of a number at temperature 1, an edit without guidance."""
     return draw_exercise(
         artist.prompts,
         np.random.default_rng([_PRACTICE, config.seed, number, 1]),
@@ -233,6 +239,7 @@ def ask(config: PracticeConfig, artist: Rhea, number: int) -> Exercise:
         edited_objects=config.edited_objects,
         colourless_edits=config.colourless_edits,
         captions=config.captions,
+        guidance=config.guidance,
         guidance_scale=1.0,
         temperature=1.0,
         top_p=1.0,
@@ -267,6 +274,12 @@ def advantages(right: np.ndarray, places: np.ndarray, kept: int) -> Iterator[tup
         for index in chosen:
             if weights[index].any():
                 yield int(index), weights[index] * kind.sum() / len(chosen)
+
+
+def imitated(right: np.ndarray, kept: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield at most ``kept`` right tries, each of weight 1."""
+    for index in right.nonzero()[0][:kept]:
+        yield int(index), np.ones(1)
 
 
 def _weighted(prompt_ids: np.ndarray, written_ids: np.ndarray, weights: np.ndarray, first_code: int) -> Rendered:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rhea.documents.grammar import LossWeights
 from rhea.documents.mixture import Mixture, Source, WeightedSource
-from rhea.documents.shard_source import ShardSource, ShardSourceConfig
+from rhea.documents.shard_source import ShardSource, ShardSourceConfig, ShardTasks
 from rhea.generation.loading import DEFAULT_MODEL
 from rhea.models.config import TransformerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
@@ -60,6 +60,8 @@ class RichShares:
     small_emoji: float = 0.2
     """64 pixels wide."""
     driving: float = 0.15
+    pictures: float = 0.0
+    """Of ``pictures``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,8 @@ class RichDataConfig:
     """Folder of the emoji shards; the held-out cells are not shown."""
     driving: str = ""
     """Folder of the films that `rhea record driving` wrote."""
+    pictures: str = ""
+    """Folder of other captioned pictures, such as those that `rhea record drawings` wrote."""
     seed: int = 0
     shares: RichShares = field(default_factory=RichShares)
     shapes: ShapesSourceConfig = field(default_factory=ShapesSourceConfig)
@@ -109,6 +113,13 @@ def rich_mixture(data: RichDataConfig, *, seed: int) -> Mixture:
         tasks, wording = data.emoji_tasks, data.emoji_wording
         return EmojiSource(EmojiSourceConfig(shards=data.emoji, seed=seed, side=side, tasks=tasks, wording=wording))
 
+    pictures = ShardSourceConfig(
+        shards=data.pictures,
+        seed=data.seed,
+        tasks=ShardTasks(generation=1.0, captioning=0.0),
+        unconditional=data.shapes.unconditional,
+    )
+
     def driving() -> ShardSource:
         films = ShardSourceConfig(
             shards=data.driving, seed=data.seed, tasks=TASKS, num_frames=data.num_frames, given_latents=2
@@ -120,6 +131,7 @@ def rich_mixture(data: RichDataConfig, *, seed: int) -> Mixture:
         "emoji": (shares.emoji, lambda: emoji(max(SIDES), 2 * data.seed)),
         "small-emoji": (shares.small_emoji, lambda: emoji(min(SIDES), 2 * data.seed + 1)),
         "driving": (shares.driving, driving),
+        "pictures": (shares.pictures, lambda: ShardSource(pictures)),
     }
     shown = [
         WeightedSource(name=name, source=make(), weight=weight) for name, (weight, make) in sources.items() if weight

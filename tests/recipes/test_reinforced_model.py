@@ -147,6 +147,28 @@ def test_a_round_weighs_right_tries_up_and_wrong_ones_down(monkeypatch: pytest.M
     assert not loader.evaluate(None, 0, Path())
 
 
+def test_what_was_drawn_with_guidance_is_learned_where_it_is_right_and_only_there() -> None:
+    loader, _ = practice(replace(PRACTICE, replay=0.0, guidance=2.0, edits=0.0, rows=100))
+    artist = loader._artist
+    assert artist.codec is not None
+    asked = [ask(loader.config, artist, number) for number in range(PRACTICE.prompts)]
+    assert {exercise.prompt.sampling.guidance_scale for exercise in asked} == {2.0}
+    exercises = {
+        tuple(artist.completer.grammar.render_prompt(each.prompt.document, each.prompt.next).tolist()): each
+        for each in asked
+    }
+    learned = documents(loader.next_batch())
+    rewards = np.array(loader._rewards["3 objects"]).reshape(-1, PRACTICE.samples)
+    assert len(learned) == np.minimum(rewards.sum(1), PRACTICE.kept).sum() > 0
+    for ids, weights in learned:
+        (exercise,) = [each for prompt, each in exercises.items() if tuple(ids[: len(prompt)]) == prompt]
+        drawn = artist.completer.grammar.parse(ids).segments[-1]
+        assert isinstance(drawn, Image)
+        assert drawn.codes is not None
+        assert exercise.is_right(read_picture(artist.codec.decode_picture(drawn.codes)))
+        assert weights[weights != 0].tolist() == [1.0] * drawn.codes.size
+
+
 def test_scenes_have_as_many_objects_as_asked_for() -> None:
     artist = load_artist(str(DEFAULT_MODEL))
     assert artist.codec is not None

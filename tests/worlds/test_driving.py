@@ -232,7 +232,7 @@ def test_recording_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shards.film(2).frames, frames)
     assert shards.film(2).fps == expected.fps
     assert from_dict(Recording, shards.record(2)) == expected
-    with pytest.raises(InputError, match="films of other settings"):
+    with pytest.raises(InputError, match="a recording of other settings"):
         record_driving(replace(TINY, seed=1), tmp_path / "a")
 
 

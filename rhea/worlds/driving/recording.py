@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image
 
 from rhea.config import to_dict
-from rhea.documents.shards import write_shard
+from rhea.documents.shards import record_shards
 from rhea.errors import InputError
-from rhea.io import read_json, write_json
 from rhea.worlds.driving.driver import Driver, DriverConfig
 from rhea.worlds.driving.simulator import STEPS_PER_SECOND, ZOOM_SECONDS, Simulator
 
@@ -112,23 +111,15 @@ def record_driving(
     ``progress`` is told how many films there are after each. Raises InputError for a folder with films of other
     settings, and where Gymnasium is not installed.
     """
-    folder = Path(folder)
-    settings = folder / "recording.json"
-    if settings.is_file() and read_json(settings) != to_dict(config):
-        raise InputError(f"{folder} holds films of other settings (see {settings}): choose another folder")
-    if not settings.is_file() and any(folder.glob("[!.]*.tar")):
-        raise InputError(f"{folder} holds shards of another origin: choose an empty folder")
-    write_json(settings, to_dict(config))
-    paths = []
-    for shard, first in enumerate(range(0, config.films, config.films_per_shard)):
-        path = folder / f"driving-{shard:05d}.tar"
-        numbers = range(first, min(first + config.films_per_shard, config.films))
-        if not path.is_file():
-            write_shard(path, _samples(config, numbers, progress))
-        if progress is not None:
-            progress(numbers.stop)
-        paths.append(path)
-    return paths
+    return record_shards(
+        folder,
+        "driving",
+        to_dict(config),
+        config.films,
+        config.films_per_shard,
+        lambda numbers: _samples(config, numbers, progress),
+        progress,
+    )
 
 
 def _samples(
