@@ -71,7 +71,7 @@ class ModelRecipe(ABC):
     ``start_from`` another; random weights if both are empty."""
     join_from: tuple[str, ...] = ()
     """Checkpoints of this recipe's tokenizers that a new run sets side by side, if it does not ``start_from`` another:
-    its transformer is as wide as all of them together and begins with the skills of each."""
+    its transformer is as wide as all of them together and begins with the skills of each. Then nothing grows."""
     growth_documents: int = 1000
     """How many documents tell what the smaller model's codes are called now."""
     model: TransformerConfig
@@ -112,9 +112,10 @@ class ModelRecipe(ABC):
         paths = [path for path in self.start_from if path]
         start = mean_checkpoint(paths) if paths else None
         joined = load_parts(self.join_from, vision_tokenizer) if start is None else []
-        text_tokenizer = next(
-            (each.text_tokenizer for each in (start, *joined) if each and each.text_tokenizer), None
-        ) or self._text_tokenizer(folder)
+        known = [
+            each.text_tokenizer for each in (start, *joined) if each is not None and each.text_tokenizer is not None
+        ]
+        text_tokenizer = known[0] if known else self._text_tokenizer(folder)
         vocabulary = compact_vocabulary(text_tokenizer.vocab_size, vision_tokenizer.config.codebook_size)
         model = Transformer(replace(self.model, vocab_size=Vocabulary(vocabulary).size))
         model.init_weights(self.trainer.seed)
@@ -122,13 +123,14 @@ class ModelRecipe(ABC):
             grow(start.transformer, model)
         about = self.about()
         grammar, codec = Grammar(Vocabulary(vocabulary), text_tokenizer), VisionCodec(vision_tokenizer, about.policy)
-        if self.grow_from and start is None and not checkpoint_folders(folder):
+        begins = start is None and not checkpoint_folders(folder)
+        if begins and joined:
+            plain = replace(self.loader, code_dropout=0.0)
+            join_from(joined, model, PackedLoader(plain, self.mixture(seed_offset=1), grammar, codec))
+        elif begins and self.grow_from:
             documents, total = _documents(self.mixture(seed_offset=1), self.growth_documents), self.growth_documents
             progress = track(documents, "comparing codes", total, console=console(), transient=True)
             grow_from(self.grow_from, model, grammar, codec, progress)
-        elif joined and not checkpoint_folders(folder):
-            plain = replace(self.loader, code_dropout=0.0)
-            join_from(joined, model, PackedLoader(plain, self.mixture(seed_offset=1), grammar, codec))
         device = choose_device(self.device)
         task = NextTokenTask(
             affordable(self.task, device),

@@ -4,24 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_transformer import SMALL
 
 from rhea.errors import InputError
 from rhea.models.config import TransformerConfig
 from rhea.models.growth import grow, placed, require_growth
 from rhea.models.transformer import Transformer
 
-SMALL = TransformerConfig(
-    vocab_size=40,
-    dim=24,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    ffn_dim=48,
-    max_seq_len=64,
-    qk_norm=True,
-    init_std=0.2,
-)
 LARGE = replace(SMALL, dim=40, num_layers=5, num_heads=6, num_kv_heads=3, ffn_dim=80)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_transformer import SMALL
 from torch import Tensor
 
 from rhea.errors import InputError
@@ -12,18 +13,6 @@ from rhea.models.growth import grow
 from rhea.models.joining import join, joined_config
 from rhea.models.transformer import Transformer
 
-SMALL = TransformerConfig(
-    vocab_size=40,
-    dim=24,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    ffn_dim=48,
-    max_seq_len=64,
-    qk_norm=True,
-    init_std=0.2,
-)
 OTHER = replace(SMALL, dim=32, num_layers=5, num_heads=2, num_kv_heads=1, ffn_dim=64)
 
 

@@ -203,7 +203,9 @@ def test_models_of_the_same_tokenizers_are_set_side_by_side(
     recipe, folder = trained
     part = str(folder / "model" / "checkpoint")
     still = replace(recipe.trainer, schedule=ScheduleConfig(learning_rate=1e-9))
-    recipe = replace(recipe, join_from=(part, part), trainer=still)
+    recipe = replace(
+        recipe, join_from=(part, part), grow_from=str(DEFAULT_MODEL), trainer=still
+    )  # which is passed over
     with pytest.raises(InputError, match=f"--model.dim {2 * recipe.model.dim} --model.num-layers"):
         recipe.run(tmp_path / "narrow")
     names = "dim", "num_heads", "num_kv_heads", "ffn_dim"
