@@ -153,9 +153,8 @@ def record_shards(
 ) -> list[Path]:
     """Write ``total`` samples, so many in a shard, and return the paths; shards that are there are kept.
 
-    ``settings`` stand beside them in recording.json. ``samples`` makes those of a range of numbers. ``progress``
-    is told how many numbers are done. InputError for a
-    folder with samples of other settings.
+    ``settings`` stand beside them in recording.json. ``samples`` makes those of a range of numbers. ``progress`` is
+    told how many numbers are done. InputError for a folder with samples of other settings.
     """
     folder = Path(folder)
     kept = folder / "recording.json"

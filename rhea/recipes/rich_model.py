@@ -11,6 +11,7 @@ from pathlib import Path
 from rhea.documents.grammar import LossWeights
 from rhea.documents.mixture import Mixture, Source, WeightedSource
 from rhea.documents.shard_source import ShardSource, ShardSourceConfig, ShardTasks
+from rhea.errors import InputError
 from rhea.generation.loading import DEFAULT_MODEL
 from rhea.models.config import TransformerConfig
 from rhea.models.vision.tokenizer import VisionTokenizer
@@ -108,6 +109,9 @@ def rich_mixture(data: RichDataConfig, *, seed: int) -> Mixture:
     require_shards(
         emoji=data.emoji or not (shares.emoji or shares.small_emoji), driving=data.driving or not shares.driving
     )
+
+    if shares.pictures and not data.pictures:
+        raise InputError("no captioned pictures are named: give --data.pictures FOLDER (see `rhea record drawings`)")
 
     def emoji(side: int, seed: int) -> EmojiSource:
         tasks, wording = data.emoji_tasks, data.emoji_wording

@@ -64,3 +64,5 @@ def test_a_recipe_learns_from_them(folder: Path) -> None:
         assert isinstance(picture, Image)
         captions.append(text.text)
     assert 0 < captions.count("") < 15
+    with pytest.raises(InputError, match="no captioned pictures are named"):
+        rich_mixture(replace(rich_model().data, shares=shares), seed=0)
