@@ -174,7 +174,7 @@ class DrivingTask:
 
     def _seen(self, film: PlainFilm) -> np.ndarray:
         """Return frames at the size at which the model sees them; once, for resizing twice may give another one."""
-        return np.stack([self._codec.policy.resize(frame) for frame in film.frames])
+        return self._codec.policy.resize_film(film.frames)
 
     def _truth(self, number: int) -> np.ndarray:
         """Return float64 [T, 2]: what the reader should tell of each frame."""

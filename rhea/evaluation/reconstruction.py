@@ -162,8 +162,8 @@ class ReconstructionTask:
 
     def _seen(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels at the size that the tokenizer gives them, once: resizing twice may give another one."""
-        resize = self.codec.policy.resize
-        return resize(pixels) if pixels.ndim == 3 else np.stack([resize(frame) for frame in pixels])
+        policy = self.codec.policy
+        return policy.resize(pixels) if pixels.ndim == 3 else policy.resize_film(pixels)
 
     def _record(self, index: int, codes: np.ndarray, source: np.ndarray, back: np.ndarray) -> Record:
         title, film, source = self.title(self.files[index]), source.ndim == 4, self._seen(source)

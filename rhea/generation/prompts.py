@@ -238,7 +238,7 @@ class Continuation:
         self._codec, self._given, self._wanted = codec, given, wanted
         self._caption, self._unwanted, self._fps = caption, unwanted, source.fps
         self._codes, self._token_ids = codec.encode_film(source.frames[-given * clip :]), list[int]()
-        self._frames = np.stack([codec.policy.resize(frame) for frame in source.frames])
+        self._frames = codec.policy.resize_film(source.frames)
         self._length = len(self._frames) + wanted
         height, width = self._codes.shape[1:]
         self._template = Prompt(

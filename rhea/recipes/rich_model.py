@@ -90,8 +90,9 @@ class RichModelRecipe(ModelRecipe):
     data: RichDataConfig
 
     def about(self) -> About:
-        """Pictures between the two sides in area, of any aspect ratio, values rounded to the nearest."""
-        policy = PixelPolicy(min_pixels=min(SIDES) ** 2, max_pixels=max(SIDES) ** 2, rounding="nearest")
+        """Pictures between the two sides in area, films of the smaller, of any aspect ratio."""
+        least, most = min(SIDES) ** 2, max(SIDES) ** 2
+        policy = PixelPolicy(min_pixels=least, max_pixels=most, max_film_pixels=least, rounding="nearest")
         return About(policy=policy, samples=SAMPLES, trained_on=TRAINED_ON, card=CARD)
 
     def mixture(self, *, seed_offset: int = 0) -> Mixture:

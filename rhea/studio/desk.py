@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rhea.generation.model import Rhea
 
 USUAL_GUIDANCE = 3.0
-"""Emu3's choice, and that of the default model."""
+"""Emu3's choice."""
 Follower = Callable[[Shelf, str], list[Any]]
 """Returns new values of some components, given the shelf and the language."""
 

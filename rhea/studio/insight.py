@@ -161,7 +161,7 @@ def _insight(model: Rhea, piece: Piece, seen: Inspection, commits: Commits | Non
     """Put pixels and grid together: pixels as the codec takes them, unless they have the grid's shape already."""
     codec = model.prompts.codec
     clip = codec.clip_frames if piece.is_film else 1
-    frames = list(piece.pixels[::clip] if piece.is_film else piece.pixels[None])
-    drawn_size = tuple(side * codec.spatial_factor for side in seen.places.shape[-2:])
-    pixels = [frame if frame.shape[:2] == drawn_size else codec.policy.resize(frame) for frame in frames]
-    return Insight(pixels=np.stack(pixels), title=piece.title, seen=seen, commits=commits, clip_frames=clip)
+    frames = piece.pixels[::clip] if piece.is_film else piece.pixels[None]
+    if frames.shape[1:3] != tuple(side * codec.spatial_factor for side in seen.places.shape[-2:]):
+        frames = codec.policy.resize_film(frames) if piece.is_film else codec.policy.resize(frames[0])[None]
+    return Insight(pixels=frames, title=piece.title, seen=seen, commits=commits, clip_frames=clip)

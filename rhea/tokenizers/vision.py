@@ -10,7 +10,7 @@ Legend of shapes: H W pixels, h w codes, T frames, t clips.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,8 @@ class PixelPolicy:
     """Smaller pictures are enlarged to about this area."""
     max_pixels: int = 1048576
     """Larger pictures are reduced to at most this area."""
+    max_film_pixels: int | None = None
+    """The same for the frames of films, which have many; None as for pictures."""
     factor: int = 8
     """Sides become multiples of this; also the smallest side that is accepted."""
     max_aspect_ratio: float = 5.0
@@ -47,6 +49,8 @@ class PixelPolicy:
                 f"pixel policy: factor {self.factor}, min_pixels {self.min_pixels}, max_pixels {self.max_pixels}; "
                 "allowed is factor >= 1 and factor^2 <= min_pixels <= max_pixels"
             )
+        if self.max_film_pixels is not None and self.max_film_pixels < self.factor**2:
+            raise InputError(f"pixel policy: max_film_pixels {self.max_film_pixels} is under factor^2")
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) that a picture is resized to, both multiples of ``factor``.
@@ -84,6 +88,13 @@ class PixelPolicy:
             return pixels
         picture = Image.fromarray(np.ascontiguousarray(pixels))
         return np.asarray(picture.resize((target[1], target[0]), Image.Resampling.BICUBIC))
+
+    def resize_film(self, frames: np.ndarray) -> np.ndarray:
+        """Return 8-bit frames [T, H, W, 3] at their target size (bicubic)."""
+        area, policy = self.max_film_pixels, self
+        if area is not None:
+            policy = replace(self, min_pixels=min(self.min_pixels, area), max_pixels=min(self.max_pixels, area))
+        return np.stack([policy.resize(frame) for frame in frames])
 
     def to_tensor(self, pixels: np.ndarray) -> torch.Tensor:
         """Return 8-bit pixels [..., H, W, 3] as float32 in [-1, 1], [..., 3, H, W]."""
@@ -131,7 +142,7 @@ class VisionCodec:
     def encode_film(self, frames: np.ndarray) -> np.ndarray:
         """Return codes int64 [t, h, w] of 8-bit frames [T, H, W, 3]; the last frame is repeated to fill a clip."""
         frames = _checked(frames, 4)
-        resized = np.stack([self.policy.resize(frame) for frame in frames])
+        resized = self.policy.resize_film(frames)
         missing = -len(resized) % self.clip_frames
         padded = np.concatenate([resized, np.repeat(resized[-1:], missing, axis=0)])
         clips = list(padded.reshape(-1, self.clip_frames, *padded.shape[1:]))

@@ -341,6 +341,14 @@ def test_rows_side_by_side_on_request() -> None:
         model.generate("a star", zipar=0)
 
 
+@pytest.mark.parametrize(("name", "size"), [("default", (64, 64)), ("rich", (48, 72))])
+def test_films_of_any_size_fit_the_models_of_the_package(name: str, size: tuple[int, int]) -> None:
+    frames = np.full((8, 240, 320, 3), 200, np.uint8)
+    frames[:, 80:160, 80:160] = (200, 30, 30)
+    longer = load_model(name).extend(media.Film(frames=frames, fps=5.0))
+    assert longer.frames.shape == (16, *size, 3)
+
+
 def test_the_default_model_captions_a_picture() -> None:
     kinds = [Kind("red", "circle", "small"), Kind("blue", "square", "large")]
     scene = Scene(objects=tuple(ShapeObject(kind=kind, x=16.0 + 30 * i, y=30.0) for i, kind in enumerate(kinds)))

@@ -1,5 +1,7 @@
 """Pixels to codes and back at the level of numpy: sizes, ranges, clips, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,16 @@ def test_square_policy_crops_the_middle() -> None:
     assert policy.resize(pixels).shape == (64, 64, 3)
     assert policy.resize(pixels).min() == 255
     assert policy.resize(noise(100, 200, 3)).shape == (64, 64, 3)
+
+
+def test_films_have_an_area_of_their_own() -> None:
+    policy = replace(SMALL, max_film_pixels=2048)
+    frames = noise(3, 100, 200, 3)
+    assert policy.resize(frames[0]).shape == (40, 88, 3)
+    assert policy.resize_film(frames).shape == (3, 32, 64, 3)
+    np.testing.assert_array_equal(SMALL.resize_film(frames)[1], SMALL.resize(frames[1]))
+    with pytest.raises(InputError, match="max_film_pixels 63"):
+        PixelPolicy(max_film_pixels=63)
 
 
 def test_resize_is_pillows_bicubic_on_bytes() -> None:
