@@ -1,16 +1,17 @@
 """Edits change what they say and nothing else."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from rhea.errors import InputError
-from rhea.worlds.shapes.edits import OPERATIONS, sample_edit
-from rhea.worlds.shapes.grader import read_picture
+from rhea.worlds.shapes.edits import OPERATIONS, Additions, Edit, edit_scene, sample_edit
+from rhea.worlds.shapes.grader import distance, read_picture
 from rhea.worlds.shapes.language import Language
 from rhea.worlds.shapes.render import render
-from rhea.worlds.shapes.scene import HELD_OUT_KINDS, ShapeObject
+from rhea.worlds.shapes.scene import HELD_OUT_KINDS, ShapeObject, bounding_radius, sample_scene
 
 CHANGED = {"recolour": "colour", "reshape": "shape", "resize": "size"}
 
@@ -64,6 +65,27 @@ def test_colour_tells_where_it_is_named_and_of_one_object_alone() -> None:
             named = f"{meant.kind.colour} {meant.kind.shape}" in edit.instruction
             assert (alone and named) is colour_tells is edit.colour_tells
     assert sample_edit(rng, "en", operation="add", colour_tells=False).operation == "add"
+
+
+def test_additions_in_the_roomiest_place_are_a_function_of_scene_and_kind() -> None:
+    def nearest(edit: Edit) -> float:
+        *others, added = edit.target.objects
+        borders = min(added.x, added.y, 64 - added.x, 64 - added.y)
+        return min(borders, *(distance(added, other) - bounding_radius(other.kind, 64) for other in others))
+
+    roomier = 0
+    for seed in range(30):
+        scene = sample_scene(np.random.default_rng(seed), num_objects=3)
+        usual, roomy = (
+            edit_scene(np.random.default_rng(seed), scene, "add", "en", additions=additions)
+            for additions in get_args(Additions)
+        )
+        if usual is not None and roomy is not None:
+            assert nearest(roomy) > nearest(usual) - 3  # as far as a grid of 4 pixels may be from the best place
+            roomier += nearest(roomy) > nearest(usual) + 1
+        again = [edit_scene(np.random.default_rng(n), scene, "add", "en", additions="roomiest") for n in range(20)]
+        assert len({(edit.target.objects[-1].x, edit.target.objects[-1].y) for edit in again if edit is not None}) <= 1
+    assert roomier > 10
 
 
 def test_impossible_edits_are_input_errors() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from rhea.worlds.shapes.scene import (
     sample_scene,
 )
 
+Additions = Literal["anywhere", "roomiest"]
+"""Where an added object lies: anywhere that is free, or in the middle of the widest free place."""
 OPERATIONS = ("recolour", "reshape", "resize", "remove", "add")
 _ATTRIBUTES: dict[str, tuple[str, Sequence[str]]] = {
     "recolour": ("colour", tuple(COLOURS)),
@@ -75,6 +78,7 @@ def sample_edit(
     operation: str | None = None,
     num_objects: int | Sequence[int] | None = None,
     colour_tells: bool | None = None,
+    additions: Additions = "anywhere",
     held_out: HeldOut = "exclude",
     canvas: int = CANVAS,
 ) -> Edit:
@@ -91,7 +95,7 @@ def sample_edit(
         num_objects = possible[0] if len(possible) == 1 else int(rng.choice(possible))
     while True:
         scene = sample_scene(rng, num_objects=num_objects, held_out=held_out, canvas=canvas)
-        edit = edit_scene(rng, scene, operation, language, held_out=held_out)
+        edit = edit_scene(rng, scene, operation, language, additions=additions, held_out=held_out)
         if edit is not None and (operation == "add" or colour_tells in (None, edit.colour_tells)):
             return edit
 
@@ -111,7 +115,13 @@ def possible_numbers(operation: str, numbers: Sequence[int]) -> list[int]:
 
 
 def edit_scene(
-    rng: np.random.Generator, scene: Scene, operation: str, language: Language, *, held_out: HeldOut = "exclude"
+    rng: np.random.Generator,
+    scene: Scene,
+    operation: str,
+    language: Language,
+    *,
+    additions: Additions = "anywhere",
+    held_out: HeldOut = "exclude",
 ) -> Edit | None:
     """Draw an edit of the given scene; None where the operation is impossible or would crowd the scene."""
     count = len(scene.objects)
@@ -119,7 +129,7 @@ def edit_scene(
         return None
     allowed = [kind for kind in allowed_kinds(held_out) if kind not in scene.kinds]
     if operation == "add":
-        return _add(rng, scene, allowed, language)
+        return _add(rng, scene, allowed, language, additions)
     index = int(rng.integers(count))
     thing = scene.objects[index]
     others = scene.objects[:index] + scene.objects[index + 1 :]
@@ -136,15 +146,31 @@ def edit_scene(
     return _edit(rng, operation, scene, target, language, _name(rng, thing.kind, scene.kinds), value)
 
 
-def _add(rng: np.random.Generator, scene: Scene, allowed: Sequence[Kind], language: Language) -> Edit | None:
+def _add(
+    rng: np.random.Generator, scene: Scene, allowed: Sequence[Kind], language: Language, additions: Additions
+) -> Edit | None:
     kind = allowed[int(rng.integers(len(allowed)))]
     low, high = centre_bounds(kind, scene.canvas)
-    for x, y in rng.integers(int(np.ceil(low)), int(high) + 1, size=(16, 2)).tolist():
+    drawn = rng.integers(int(np.ceil(low)), int(high) + 1, size=(16, 2)).tolist()
+    for x, y in drawn if additions == "anywhere" else [_roomiest(scene)]:
         thing = ShapeObject(kind=kind, x=float(x), y=float(y))
         if _fits(thing, scene.objects, scene.canvas):
             target = replace(scene, objects=(*scene.objects, thing))
             return _edit(rng, "add", scene, target, language, Selector(*kind))
     return None
+
+
+def _roomiest(scene: Scene) -> tuple[int, int]:
+    """Return the centre of the largest circle that touches neither an object nor a border, on a grid of 4 pixels."""
+
+    def room(place: tuple[int, int]) -> float:
+        x, y = place
+        borders = min(x, y, scene.canvas - x, scene.canvas - y)
+        others = (float(np.hypot(x - o.x, y - o.y)) - bounding_radius(o.kind, scene.canvas) for o in scene.objects)
+        return min(borders, *others)
+
+    steps = range(4, scene.canvas, 4)
+    return max(((x, y) for y in steps for x in steps), key=room)
 
 
 def _edit(

@@ -15,7 +15,7 @@ from rhea.documents import formats
 from rhea.documents.document import Document, Image, Video
 from rhea.documents.mixture import draw_task, task_shares
 from rhea.errors import InputError
-from rhea.worlds.shapes.edits import OPERATIONS, possible_numbers, sample_edit
+from rhea.worlds.shapes.edits import OPERATIONS, Additions, possible_numbers, sample_edit
 from rhea.worlds.shapes.films import MAX_MOVING, Film, render_film, sample_film
 from rhea.worlds.shapes.language import (
     STYLES,
@@ -90,6 +90,8 @@ class ShapesSourceConfig:
     colourless_edits: float = 0.0
     """Share of the edits that are surely such that colour does not tell which object is meant: the instruction names it
     by its shape alone, or another object has its colour. Of the others many are, as it comes."""
+    additions: Additions = "anywhere"
+    """Where edits add an object, which instructions leave open; ``roomiest`` makes targets a function of the prompt."""
     captions: tuple[Style, ...] = ()
     """Styles of the captions to draw from, drawn uniformly likewise from those that the scene allows; () means all."""
 
@@ -173,6 +175,7 @@ class ShapesSource:
             language,
             operation=operation,
             num_objects=config.edited_objects,
+            additions=config.additions,
             colour_tells=False if config.colourless_edits and rng.random() < config.colourless_edits else None,
             held_out=config.held_out,
             canvas=config.canvas,
