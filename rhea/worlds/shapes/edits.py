@@ -85,7 +85,8 @@ def sample_edit(
     """Draw a scene and an edit of it; every operation is equally frequent unless one is given.
 
     ``num_objects``: of the scene. One of several is drawn uniformly from those that the operation is possible with.
-    ``colour_tells``: whether the edit's should be so, where it is not an addition; None: as it comes.
+    ``colour_tells``: whether the edit's should be so, where it is not an addition; None: as it comes. ``additions``:
+    where an added object lies.
     """
     if operation is not None and operation not in OPERATIONS:
         raise InputError(f"edit {operation!r}; known are {list(OPERATIONS)}")
