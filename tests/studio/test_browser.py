@@ -96,6 +96,16 @@ class Visitor:
         )
         return self.page.locator(f"#{element}").inner_text()
 
+    def slide(self, element: str, number: int) -> None:
+        """Type the number of a slider, and wait until the slider shows that it was taken."""
+        box = self.page.locator(f"#{element} input[type=number]")
+        box.fill(str(number))
+        box.press("Tab")
+        self.page.wait_for_function(
+            "([id, number]) => document.querySelector(`#${id} input[type=range]`).value === number",
+            arg=[element, str(number)],
+        )
+
     def draw(self, prompt: str) -> None:
         self.tab("Create")
         self.write("prompt", prompt)
@@ -162,7 +172,7 @@ def test_pictures_are_seen_before_they_are_finished(visitor: Visitor, model: Rhe
 
 def test_the_best_of_several_is_shown_and_can_be_looked_into(visitor: Visitor, model: Rhea) -> None:
     visitor.page.get_by_role("button", name="More settings").click()
-    visitor.page.locator("#best-of input[type=number]").fill("3")
+    visitor.slide("best-of", 3)
     visitor.draw("a blue star")
     made: Any = model.generate("a blue star", seed=0, best_of=3)[0]
     np.testing.assert_array_equal(pixels_of(visitor.page.locator("#create-board img")), made.pixels)
@@ -174,7 +184,7 @@ def test_the_best_of_several_is_shown_and_can_be_looked_into(visitor: Visitor, m
 def test_stopped_drawings_are_cancelled_in_the_engine(visitor: Visitor, model: Rhea, backend: LocalBackend) -> None:
     before = model.completer.statistics.tokens_written
     visitor.page.locator("#kind").get_by_text("Film").click()
-    visitor.page.locator("#number input[type=number]").fill("8")
+    visitor.slide("number", 8)
     visitor.write("prompt", "a green star")
     visitor.button("Draw").click()
     visitor.until("create-status", "Drawing")
