@@ -69,7 +69,7 @@ class PracticeConfig:
     guidance knows becomes the model's own; for a model that is rarely right without."""
     shown: float = 0.0
     """Weight of the outcome of an edit, learned in place of the tries where none of them is right, for tries can't
-    teach what is never tried. 0 shows none."""
+    teach what is never tried. 0 shows none, and none is shown that the vision tokenizer itself gets wrong."""
     english: float = 0.6
     rows: int = 8
     """Rows of tries in a microbatch."""
@@ -223,7 +223,8 @@ def draw_tries(
         documents = [_weighted(ids, written[index], weights, first_code) for index, weights in chosen]
         if exercise.exact and config.shown and not right.any():
             (codes,) = codec.encode_pictures([outcome])
-            documents = [_shown(exercise.prompt.document, codes, completer.grammar, config.shown)]
+            if exercise.is_right(read_picture(codec.decode_picture(codes))):
+                documents = [_shown(exercise.prompt.document, codes, completer.grammar, config.shown)]
         found.append(Tries(exercise.name, right, documents))
     return found
 
