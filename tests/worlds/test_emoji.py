@@ -185,6 +185,16 @@ def test_a_caption_need_not_be_revised(folder: Path) -> None:
         assert pixels(document) is None
 
 
+def test_a_name_is_asked_for_alone(folder: Path) -> None:
+    tasks = EmojiTasks(text_to_image=0, captioning=0, question_answering=0, language=0, naming=1)
+    chinese = EmojiWording(english=1.0, english_read=0.0)
+    for document in map(source(folder, tasks=tasks, wording=chinese).document, range(10)):
+        assert document.task == "question_answering"
+        opening, asked, answered = texts(document)
+        assert (opening.endswith("USER: "), asked, answered[:4]) == (True, "这叫什么？. ASSISTANT:", " 东西c")
+        assert pixels(document) is not None
+
+
 def test_languages_sides_and_empty_captions(folder: Path) -> None:
     only = EmojiTasks(text_to_image=1, captioning=0, question_answering=0, language=0)
     chinese = source(folder, tasks=only, wording=EmojiWording(english=0.0, unconditional=0.5), side=16)

@@ -17,7 +17,7 @@ from rhea.documents.mixture import draw_task, task_shares
 from rhea.documents.shards import Passes, Shards, find_shards
 from rhea.errors import InputError
 from rhea.worlds.emoji.emoji import Cell, Emoji, Language, absent_cells, held_out_cells
-from rhea.worlds.emoji.language import caption, name, plain_caption, questions, style
+from rhea.worlds.emoji.language import caption, name, name_question, plain_caption, questions, style
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class EmojiTasks:
     """A caption alone, as plain text."""
     prompt_revision: float = 0.0
     """A caption that need not be revised: what names an emoji can be drawn as it is."""
+    naming: float = 0.0
+    """The name asked for, and nothing else: what grading asks, in the fewest tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ class EmojiSource:
         number = self.numbers[self._passes[index]]
         emoji = self.emojis[number]
         task, wording = draw_task(rng, self._shares), self.config.wording
-        english = wording.english_read if task in (1, 2) else wording.english
+        english = wording.english_read if task in (1, 2, 5) else wording.english
         language: Language = "en" if rng.random() < english else "zh"
         if task == 0:
             text = "" if rng.random() < wording.unconditional else self._caption(rng, emoji, language)
@@ -110,6 +112,9 @@ class EmojiSource:
             return formats.question_answering(self.image(number), turns)
         if task == 3:
             return formats.language(self._caption(rng, emoji, language))
+        if task == 5:
+            asked = name_question(emoji, language)
+            return formats.question_answering(self.image(number), asked.text, asked.answer)
         return formats.prompt_revision(self._caption(rng, emoji, language), formats.KEPT)
 
     def _caption(self, rng: np.random.Generator, emoji: Emoji, language: Language) -> str:
