@@ -4,6 +4,7 @@ A continued film is several prompts, one window after the other, so ``Continuati
 written; everything else is one prompt.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from rhea.generation.defaults import GenerationDefaults, check_fps, pixel_size
 from rhea.generation.preview import Preview
 from rhea.generation.results import Film, Visual, read_film, read_picture, read_visual
 from rhea.generation.sampling import SamplingConfig
+from rhea.logging import logger
 from rhea.tokenizers.vision import VisionCodec
 
 Size = str | Sequence[int] | None
@@ -190,6 +192,11 @@ class PromptWriter:
     def _picture_size(self, size: Size) -> ImageSize:
         factor, policy = self.codec.spatial_factor, self.codec.policy
         height, width = pixel_size(size, self.defaults, factor, policy.max_aspect_ratio)
+        if height * width > policy.max_pixels:
+            most = math.isqrt(policy.max_pixels)
+            logger.warning(
+                f"this model learned pictures of up to {most}x{most} pixels; one of {width}x{height} may come out empty"
+            )
         return ImageSize(height=height // factor, width=width // factor)
 
     def _film_size(self, size: Size, num_frames: int | None, fps: float | None) -> VideoSize:

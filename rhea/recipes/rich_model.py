@@ -34,6 +34,8 @@ SAMPLES = (
     "a large blue star and a small yellow ring",
 )
 """What is drawn while it trains, twice each."""
+LARGE = 0.1
+"""A model of which less of the documents had large pictures is shown all pictures small."""
 TRAINED_ON = (
     "emoji of four styles, drawings of coloured shapes and films of a car on a race track seen from above, 64 x 64 and "
     "128 x 128 pixels, with captions and questions in English and Chinese; of photographs it knows nothing"
@@ -90,9 +92,12 @@ class RichModelRecipe(ModelRecipe):
     data: RichDataConfig
 
     def about(self) -> About:
-        """Pictures between the two sides in area, films of the smaller, of any aspect ratio."""
+        """Pictures between the two sides in area, films of the smaller, of any aspect ratio; or one small square."""
         least, most = min(SIDES) ** 2, max(SIDES) ** 2
-        policy = PixelPolicy(min_pixels=least, max_pixels=most, max_film_pixels=least, rounding="nearest")
+        if self.data.shares.emoji < LARGE:
+            policy = PixelPolicy(min_pixels=least, max_pixels=least, shape="square", rounding="nearest")
+        else:
+            policy = PixelPolicy(min_pixels=least, max_pixels=most, max_film_pixels=least, rounding="nearest")
         return About(policy=policy, samples=SAMPLES, trained_on=TRAINED_ON, card=CARD)
 
     def mixture(self, *, seed_offset: int = 0) -> Mixture:

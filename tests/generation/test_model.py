@@ -217,6 +217,18 @@ def test_a_size_that_is_refused_names_its_file(model: Rhea, tmp_path: Path) -> N
             call(tmp_path / said.partition(":")[0])
 
 
+@pytest.mark.parametrize(("size", "said"), [("64x64", 0), ("64x72", 1)])
+def test_a_picture_larger_than_those_learned_is_told(size: str, said: int, caplog: pytest.LogCaptureFixture) -> None:
+    small = tiny_checkpoint()
+    policy = PixelPolicy(min_pixels=64, max_pixels=64 * 64)
+    model = Rhea(replace(small, config=replace(small.config, pixels=policy)))
+    with caplog.at_level("WARNING", logger="rhea"):
+        model.generate("a star", size=size)
+    assert [record.getMessage() for record in caplog.records] == [
+        "this model learned pictures of up to 64x64 pixels; one of 64x72 may come out empty"
+    ] * said
+
+
 def test_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("meta", "vulkan", "cpu:1", "cuda:", "cuda:x", "", torch.device("meta")):
@@ -341,12 +353,19 @@ def test_rows_side_by_side_on_request() -> None:
         model.generate("a star", zipar=0)
 
 
-@pytest.mark.parametrize(("name", "size"), [("default", (64, 64)), ("rich", (48, 72))])
-def test_films_of_any_size_fit_the_models_of_the_package(name: str, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("name", ["default", "rich"])
+def test_films_of_any_size_fit_the_models_of_the_package(name: str) -> None:
     frames = np.full((8, 240, 320, 3), 200, np.uint8)
     frames[:, 80:160, 80:160] = (200, 30, 30)
     longer = load_model(name).extend(media.Film(frames=frames, fps=5.0))
-    assert longer.frames.shape == (16, *size, 3)
+    assert longer.frames.shape == (16, 64, 64, 3)
+
+
+def test_a_large_picture_is_named_as_the_small_one_is() -> None:
+    model = load_model("rich")
+    (drawn,) = model.generate("a flat icon of butterfly")
+    large = drawn.pixels.repeat(4, axis=0).repeat(4, axis=1)  # type: ignore[union-attr]
+    assert model.ask(large, "What is this called?") == model.ask(drawn, "What is this called?") == "butterfly"
 
 
 def test_the_default_model_captions_a_picture() -> None:
