@@ -30,6 +30,7 @@ class PromptWriter:
 
     def __init__(self, defaults: GenerationDefaults, codec: VisionCodec | None) -> None:
         self.defaults, self._codec = defaults, codec
+        self._told_large = False
 
     @property
     def codec(self) -> VisionCodec:
@@ -192,7 +193,9 @@ class PromptWriter:
     def _picture_size(self, size: Size) -> ImageSize:
         factor, policy = self.codec.spatial_factor, self.codec.policy
         height, width = pixel_size(size, self.defaults, factor, policy.max_aspect_ratio)
-        if height * width > policy.max_pixels:
+        larger = (height - factor) * (width - factor) > policy.max_pixels  # a ratio at the default area is rounded up
+        if larger and not self._told_large:
+            self._told_large = True
             most = math.isqrt(policy.max_pixels)
             logger.warning(
                 f"this model learned pictures of up to {most}x{most} pixels; one of {width}x{height} may come out empty"

@@ -5,7 +5,7 @@ finished run of ``rich-tokenizer``. What the default model knows of shapes it be
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rhea.documents.grammar import LossWeights
@@ -35,7 +35,7 @@ SAMPLES = (
 )
 """What is drawn while it trains, twice each."""
 LARGE = 0.1
-"""A model of which less of the documents had large pictures is shown all pictures small."""
+"""A model that saw large pictures in a smaller part of its documents is shown all pictures small."""
 TRAINED_ON = (
     "emoji of four styles, drawings of coloured shapes and films of a car on a race track seen from above, 64 x 64 and "
     "128 x 128 pixels, with captions and questions in English and Chinese; of photographs it knows nothing"
@@ -94,7 +94,8 @@ class RichModelRecipe(ModelRecipe):
     def about(self) -> About:
         """Pictures between the two sides in area, films of the smaller, of any aspect ratio; or one small square."""
         least, most = min(SIDES) ** 2, max(SIDES) ** 2
-        if self.data.shares.emoji < LARGE:
+        shares = self.data.shares
+        if shares.emoji < LARGE * sum(asdict(shares).values()):
             policy = PixelPolicy(min_pixels=least, max_pixels=least, shape="square", rounding="nearest")
         else:
             policy = PixelPolicy(min_pixels=least, max_pixels=most, max_film_pixels=least, rounding="nearest")

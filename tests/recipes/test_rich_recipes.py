@@ -175,10 +175,11 @@ def test_the_model_draws_pictures_of_both_sides(trained: tuple[RichModelRecipe, 
         assert "x".join(map(str, picture.pixels.shape[1::-1])) == size
 
 
-@pytest.mark.parametrize(("large", "read"), [(0.3, (160, 88)), (0.01, (64, 64))])
-def test_a_picture_is_read_at_a_size_that_was_learned(large: float, read: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("shares", "read"), [((0.7, 0.3), (160, 88)), ((0.05, 0.05), (160, 88)), ((97, 3), (64, 64))])
+def test_a_picture_is_read_at_a_size_that_was_learned(shares: tuple[float, float], read: tuple[int, int]) -> None:
     recipe = rich_model()
-    recipe = replace(recipe, data=replace(recipe.data, shares=replace(recipe.data.shares, emoji=large)))
+    told = RichShares(small_emoji=shares[0], emoji=shares[1], shapes=0.0, driving=0.0)
+    recipe = replace(recipe, data=replace(recipe.data, shares=told))
     policy = recipe.about().policy
     assert policy.resize(np.zeros((160, 90, 3), np.uint8)).shape[:2] == read
     assert policy.resize_film(np.zeros((4, 128, 128, 3), np.uint8)).shape[1:3] == (64, 64)
